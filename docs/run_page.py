@@ -1,5 +1,6 @@
-"""Run a walkthrough as a reader would, telling where it is; keep what it shows, drop its noise."""
+"""Run a walkthrough as a reader would: tell where it is, keep what it shows."""
 import json
+import os
 import re
 import sys
 import time
@@ -11,18 +12,19 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
+from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Narrator(PapermillNotebookClient):
-    """A client that prints each heading as it comes by, with the time gone and the share done."""
+    """A client that prints each heading as it comes by, with the share done and the time."""
 
     def papermill_execute_cells(self):
         self.start = self.told = time.monotonic()
-        self.log_lines = []
-        self.bar = tqdm(total=len(self.nb.cells), unit="cell", leave=False, disable=None)
+        self.bar = tqdm(total=len(self.nb.cells), leave=False, disable=None,
+                        bar_format="{percentage:3.0f}%|{bar:30}| {elapsed} {desc} {postfix}")
         with self.bar:
             super().papermill_execute_cells()
 
@@ -32,6 +34,7 @@ class Narrator(PapermillNotebookClient):
             self.heading = heading[1]
             self.tell(self.heading, index)
         done = super().execute_cell(cell, index, **options)
+        self.bar.set_postfix_str("", refresh=False)
         self.bar.update()
         return done
 
@@ -40,7 +43,7 @@ class Narrator(PapermillNotebookClient):
         minutes, seconds = divmod(round(time.monotonic() - self.start), 60)
         tqdm.write(f"{index / len(self.nb.cells):4.0%}  {minutes}:{seconds:02}  {words}",
                    file=sys.stderr)
-        self.bar.set_description(words[:40])
+        self.bar.set_description_str(words[:40])
         self.told = time.monotonic()
 
     def process_message(self, msg, cell, cell_index):
@@ -61,7 +64,10 @@ class Engine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        return Narrator(nb_man, kernel_name=kernel_name, timeout=None).execute()
+        transport = "tcp" if os.name == "nt" else "ipc"  # over tcp, each kernel warns
+        config = Config(KernelManager={"transport": transport})
+        client = Narrator(nb_man, kernel_name=kernel_name, timeout=None, config=config)
+        return client.execute()
 
 
 def is_shown(output):
@@ -77,7 +83,7 @@ def tidy(notebook):
     for cell in notebook["cells"]:
         cell["metadata"].pop("papermill", None)
         if cell["cell_type"] == "code":
-            logged += [output["text"] for output in cell["outputs"]
+            logged += ["".join(output["text"]) for output in cell["outputs"]
                        if output.get("name") == "stderr"]
             cell["outputs"] = [output for output in cell["outputs"] if is_shown(output)]
     return logged

@@ -21,7 +21,8 @@ def cost_lines(name, run):
 
 def score_lines(story):
     """Each rung of the ladder, cheapest first, with its interval where it has one."""
-    yield f"\n{'accuracy on ' + format(story['n_test'], ',') + ' test rows':<38}{'95 % interval':>22}"
+    title = f"accuracy on {story['n_test']:,} test rows"
+    yield f"\n{title:<38}{'95 % interval':>22}"
     for name, score in story["baselines"].items():
         yield f"  {name.replace('_', ' '):<22}{score:>14.1%}"
     for name in ("full", "lora"):
@@ -40,9 +41,10 @@ def summary(story):
     yield (f"\nserving: {serve['latency_ms']:.1f} ms an item, "
            f"{serve['usd_per_1000']:.2g} USD per 1,000")
     if threshold["value"] is not None:
-        yield (f"threshold: at {threshold['driver']} = {threshold['value']:,.4g} "
-               f"{threshold['unit']} the best path turns from {threshold['from']} "
-               f"to {threshold['to']}")
+        value = threshold["value"]
+        value = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        yield (f"threshold: at {threshold['driver']} = {value} {threshold['unit']} "
+               f"the best path turns from {threshold['from']} to {threshold['to']}")
     yield ("\nRead     build/first_hour.html (what ran), build/memo.html (the decision)"
            "\nGo on    make lab    then walkthroughs/10_pretrain and 90_threshold"
            "\nAsk      .venv/bin/flm invest flm_nb/catalogue/example.toml"
