@@ -2,13 +2,11 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 SHELL  := bash -o pipefail
-HTML   := --log-level ERROR --to html --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url=
 ROOT_OK = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 run: .venv/stamp  ## the first hour: build/first_hour.html, build/memo.html, build/story.json
 	@$(BIN)/python -m flm_nb.train.measure
 	@$(BIN)/python docs/run_page.py nbs/walkthroughs/00_first_hour.ipynb build/first_hour.ipynb
-	@$(BIN)/jupyter nbconvert $(HTML) build/first_hour.ipynb
 	@$(BIN)/python docs/summary.py build/story.json
 
 test: .venv/stamp  ## everything a change has to pass

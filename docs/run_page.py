@@ -7,6 +7,7 @@ import time
 from argparse import ArgumentParser
 from pathlib import Path
 
+from nbconvert import HTMLExporter
 from papermill import execute_notebook
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -98,6 +99,14 @@ def save_outputs(page, notebook):
     page.write_text(json.dumps(source, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_html(path):
+    """The executed page as one file that asks no server for anything."""
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
+    exporter.mermaid_js_url = exporter.mermaid_layout_elk_js_url = ""
+    page, _ = exporter.from_filename(str(path))
+    path.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
 def main():
     """Run one page from the top of the repository."""
     parser = ArgumentParser(description=__doc__)
@@ -118,6 +127,7 @@ def main():
     logged = tidy(notebook)
     options.out.write_text(json.dumps(notebook, indent=1, ensure_ascii=False), encoding="utf-8")
     options.out.with_suffix(".log").write_text("".join(logged), encoding="utf-8")
+    write_html(options.out)
     if options.save:
         save_outputs(options.page, notebook)
 

@@ -46,8 +46,8 @@ def _read_sizes(config, family):
     sizes = {}
     for name, key in layout["sizes"].items():
         value = saved[key]
-        if isinstance(value, list) and len(set(map(str, value))) == 1:  # [224, 224]
-            value = value[0]
+        if name in ("image", "patch") and isinstance(value, list) and len(set(value)) == 1:
+            value = value[0]  # [224, 224]
         if value is None and (name in DERIVED or name in ("head", "qrank", "mlp")):
             continue
         if type(value) is not int or value < 1:
@@ -149,7 +149,7 @@ class ModelSpec:
         if not isinstance(config, Mapping):
             config, name, source = _find_config(config)
         family = config.get("model_type")
-        if family not in model_families():
+        if not isinstance(family, str) or family not in model_families():
             known, near = list(model_families()), nearest(str(family), model_families())
             raise InputError("model_type", family, "is " + ("missing" if family is None else
                              "unknown") + f"; near: {', '.join(near or known)}")
@@ -234,15 +234,32 @@ def _find_config(place):
         remedy = f"is a hub name; pip install huggingface_hub to fetch it; near: {near}"
     if remedy:
         raise InputError("model", text, remedy)
-    from huggingface_hub import hf_hub_download
-
     try:
-        file = hf_hub_download(text, "config.json", etag_timeout=5)
+        return _read_json(_from_hub(text), text), text, f"hub {text}"
+    except InputError:
+        raise
     except Exception as problem:  # no network, no such model, no permission: one answer
-        told = str(problem).strip().split("\n")[0][:80]
+        told = (str(problem).strip() or type(problem).__name__).split("\n")[0][:80]
         raise InputError("model", text, f"could not be fetched from the hub ({told}); near: "
                          f"{near}; or give its config.json") from None
-    return _read_json(Path(file), text), text, f"hub {text}"
+
+
+def _from_hub(name):
+    """The config.json of a hub model: from the hub's own cache, else fetched."""
+    from socket import create_connection
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json", local_files_only=True))
+    except LocalEntryNotFoundError:
+        hub = urlsplit(constants.ENDPOINT)
+        if not getproxies():  # ask once, where the hub's client would retry for 23 seconds
+            create_connection((hub.hostname, hub.port or 443), timeout=3).close()
+        return Path(hf_hub_download(name, "config.json", etag_timeout=5))
 
 
 def _read_json(file, name):

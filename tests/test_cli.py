@@ -3,6 +3,7 @@ import csv
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from importlib.resources import files
@@ -164,7 +165,26 @@ def test_estimate_from_texts(method, capsys, rows):
     assert 1.8 < two["predicted_flop"] / one["predicted_flop"] < 2.2  # batches are drawn anew
 
 
+def test_without_a_profile_it_says_how_to_make_one(capsys, rows, monkeypatch, tmp_path):
+    monkeypatch.setenv("FLM_NB_CACHE", str(tmp_path))
+    told = refuse(capsys, "estimate", "lora", "--model", "all-MiniLM-L6-v2", "--data", rows)
+    assert "make setup" in told or "flm_nb.train.measure" in told
+
+
 # ------------------------------------------------------------------ tune, predict
+def test_tune_measures_a_machine_that_has_no_profile(capsys, rows, monkeypatch, own_cache,
+                                                     tmp_path):
+    monkeypatch.setenv("FLM_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr("flm_nb.train.measure.measure_machine",
+                        lambda: shutil.copy(own_cache / "here.json", tmp_path))
+    words = ["tune", "--data", rows, "--model", "all-MiniLM-L6-v2", "--out", tmp_path / "tuned"]
+    assert main([*map(str, words), "--valid-share", "0", "--max-length", "16", "--json"]) == 0
+    told = capsys.readouterr()
+    answer = json.loads(told.out.splitlines()[-1])
+    assert "measuring this machine" in told.err and answer["predicted_cpu_s"] > 0
+    assert answer["accuracy"] is None and answer["macro_f1"] is None
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_tune_then_predict(method, capsys, rows, tmp_path):
     out = tmp_path / "tuned"

@@ -1,9 +1,11 @@
 """What stands around the notebooks: the Makefile's sentences, the page runner, the summary."""
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
+import nbformat
 import pytest
 import run_page
 from summary import summary
@@ -74,6 +76,16 @@ def test_a_page_keeps_what_it_shows_and_drops_its_noise(tmp_path):
     run_page.save_outputs(page, ran)
     assert json.loads(page.read_text()) == \
         source | {"cells": [cell | {"outputs": outputs[-1:]}]}
+
+
+def test_the_page_asks_no_server_for_anything(tmp_path):
+    cells = [nbformat.v4.new_markdown_cell("# A page with $x^2$"),
+             nbformat.v4.new_code_cell("21 * 2")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "page.ipynb")
+    run_page.write_html(tmp_path / "page.ipynb")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "A page with" in page
+    assert not re.search(r"""(src|href|import\()\s*=?\s*["']https?:|cdnjs""", page)
 
 
 def test_the_summary_shows_ratios_scores_and_the_threshold():

@@ -22,8 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from .lora import add_lora
 from flm_nb.adapt.saved import (
     base_facts,
-    class_probabilities,
-    load_classifier,
     load_tokenizer,
     load_tuned,
     save_tuned,
@@ -31,8 +29,8 @@ from flm_nb.adapt.saved import (
 from ..core import InputError, atomic_write, set_seed
 from ..data.text import text_bundle
 from ..plan import read_rows
-from ..score.metrics import accuracy, macro_f1
-from ..tasks.heads import classification_loss
+from ..score.metrics import accuracy, macro_f1, predict_proba
+from ..tasks.heads import classification_loss, load_classifier
 from ..train.checkpoint import clear_checkpoints
 from ..train.loop import FitConfig, fit
 from ..train.measure import peak_memory
@@ -94,8 +92,9 @@ class _Job:
         self.tokenizer = load_tokenizer(model, max_length)
         texts, labels = read_rows(data, text, label)
         self.labels = sorted(set(labels))
-        self.bundle = text_bundle(texts, labels, tokenizer=self.tokenizer, max_length=max_length,
-                                  valid_share=valid_share, test_share=0.0, seed=seed)
+        self.bundle = text_bundle(
+            texts, labels, tokenizer=self.tokenizer, max_length=max_length,
+            valid_share=valid_share, seed=seed, label_names=self.labels)
         content = "\0".join([*texts, *labels, str((max_length, valid_share, method, r))])
         self.fingerprint = sha256(content.encode()).hexdigest()
 
@@ -126,11 +125,9 @@ class _Job:
         seconds = history.wall_s if history else 0.0
         valid, scores = self.bundle.valid, {"accuracy": None, "macro_f1": None}
         if len(valid.labels):
-            chances = class_probabilities(tuned, self.tokenizer, valid.texts,
-                                          max_length=self.tokenizer.model_max_length)
-            guesses = chances.argmax(axis=1)
-            scores = {"accuracy": accuracy(valid.labels, guesses),
-                      "macro_f1": macro_f1(valid.labels, guesses)}
+            chances = predict_proba(tuned, valid, precision=config.precision)
+            scores = {"accuracy": accuracy(valid.labels, chances),
+                      "macro_f1": macro_f1(valid.labels, chances)}
         return {
             "method": self.method, "train_s": seconds,
             "train_cpu_s": history.cpu_s if history else 0.0,
@@ -146,8 +143,15 @@ def in_new_process(
     work: Callable[..., object],  # a function of an installed module
     arguments: Mapping[str, object],  # its keyword arguments
 ) -> object:  # what it returns
-    """Run a function in a fresh Python process and wait for it; its errors come through."""
-    context = multiprocessing.get_context("spawn")
+    """Run a function in a fresh process and wait for it; its errors come through.
+
+    Where the system can fork, one server imports the libraries once for all of them.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(["flm_nb.adapt.finetune"])
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(work, **arguments).result()
 
@@ -167,7 +171,6 @@ def counted_flop(
     for (rows, tokens), steps in Counter(map(tuple, np.asarray(shapes).tolist())).items():
         ids = torch.ones(rows, tokens, dtype=torch.long, device="meta")
         with FlopCounterMode(display=False) as counter:
-            network(input_ids=ids, attention_mask=ids,
-                    labels=torch.zeros(rows, dtype=torch.long, device="meta")).loss.backward()
+            network(input_ids=ids).logits.sum().backward()
         total += steps * counter.get_total_flops()
     return total

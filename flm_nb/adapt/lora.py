@@ -7,6 +7,7 @@ __all__ = ['TARGETS', 'HEADS', 'LowRank', 'insert_low_rank', 'add_lora']
 
 # %% ../../nbs/5_adapt/51_lora.ipynb #imports
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -97,6 +98,9 @@ def add_lora(
         raise InputError("r", r, "is not a whole number from 1; 8 is a good start")
     heads = [name for name, _ in model.named_modules() if name.split(".")[-1] in
              HEADS.get(family, ["classifier", "score"]) and name.count(".") <= 1]
-    return get_peft_model(model, LoraConfig(
+    config = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=r, lora_alpha=alpha, lora_dropout=dropout,
-        target_modules=TARGETS[family], modules_to_save=[h.split(".")[-1] for h in heads]))
+        target_modules=TARGETS[family], modules_to_save=[h.split(".")[-1] for h in heads])
+    with warnings.catch_warnings():  # peft asks transformers under an old name
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)

@@ -19,7 +19,7 @@ from .cashflow import discounted_payback, irr
 from .ranges import chance, quantity, rule_of, usd
 from .regimes import break_even_figure, tornado_figure
 from .threshold import DRIVERS
-from .worth import Study, cash_by_year, path_amounts, shown_path
+from .worth import Study, cash_by_year, shown_path
 from ..units import format_si
 
 # %% ../../nbs/9_invest/99_memo.ipynb #verdict
@@ -44,14 +44,15 @@ def verdict(
         return f"Do not invest: doing nothing is worth most.{rest} {flips}".strip()
     span = (f"{usd(one['npv_usd']['p50'])} in the median "
             f"({usd(one['npv_usd']['p10'])} to {usd(one['npv_usd']['p90'])}) over "
-            f"{study.middle['project.horizon_years']:g} years, {chance(one['p_loss'])} of a loss")
+            f"{study.middle['project.horizon_years']:g} years, {chance(one['p_loss'])} of loss")
     if one["npv_usd"]["p50"] < 0:
         return (f"Do not invest: even the best path, {best}, is worth {span}; "
                 f"doing nothing is worth 0. {flips}").strip()
-    at_once = path_amounts(study.middle, best)[0]
-    amount = f"{usd(at_once)} today" if at_once else "nothing today"
-    word = "Invest" if one["p_loss"] <= MOST_LOSSES else "Pilot first, before investing"
-    return f"{word}: {best}, {amount}. It is worth {span}. {flips}".strip()
+    cash = cash_by_year(study, best)
+    today, first = -cash["start"][0], -cash["tokens"][1] - cash["fixed"][1]
+    word = "Invest in" if one["p_loss"] <= MOST_LOSSES else "Pilot before investing in"
+    return (f"{word} {best}: {usd(today)} today and {usd(first)} in the first year. "
+            f"It is worth {span}. {flips}").strip()
 
 
 def flip_words(
@@ -64,13 +65,12 @@ def flip_words(
     mine = [one for one in thresholds if one["driver"] == driver]
     below = [one for one in mine if one["value"] <= today][-1:]
     above = [one for one in mine if one["value"] > today][:1]
-    words = [f"Below {quantity(one['value'], unit)} {_said(one['from'])}." for one in below]
-    return words + [f"From {quantity(one['value'], unit)} on {_said(one['to'])}."
+    said = {None: "no path can do the work"} | {
+        path: f"{'doing nothing' if kind == 'nothing' else path} is better"
+        for path, kind in study.project.kinds.items()}
+    words = [f"Below {quantity(one['value'], unit)}, {said[one['from']]}." for one in below]
+    return words + [f"From {quantity(one['value'], unit)} on, {said[one['to']]}."
                     for one in above]
-
-
-def _said(path):
-    return "no path can do the work" if path is None else f"{path} is better"
 
 # %% ../../nbs/9_invest/99_memo.ipynb #blocks
 def memo_blocks(
@@ -93,38 +93,44 @@ def memo_blocks(
     yield "head", "What moves it most"
     yield "figure", tornado_figure(study, path) or f"No number moves the worth of {path}."
     yield "end", None
-    yield "head", "The ways to do it, doing nothing included"
+    yield "head", "The ways to do it, doing nothing included (net present value in USD)"
     yield "table", *_paths_table(answer, study.project.kinds)
     yield "split", None
-    yield "head", f"Cash of {path}, every number at its P50"
+    yield "head", f"Cash of {path} in USD, every number at its P50"
     yield "table", *_cash_table(study, path)
     yield "text", _return_words(study, path)
     yield "next", None
     yield "head", "What flips the answer"
-    yield "list", [_flip_line(study, thresholds, driver) for driver in DRIVERS]
+    yield "list", [*(_flip_line(study, thresholds, driver) for driver in DRIVERS),
+                   *_quality_line(study, path)]
     yield "head", "Left out"
-    yield "text", ("Falling prices over the horizon, tax, cost of switching, rare failures, and "
+    yield "text", ("Falling prices over the horizon, tax, cost of switching, rare failures, "
                    "gains beyond the quality floor. Ranges are independent of each other.")
     yield "end", None
     yield "head", "Assumptions, with their sources"
     yield "table", *_assumptions_table(study.project)
-    yield "foot", (f"flm_nb {version('flm_nb')} · {file} · {study.draws:,} draws, seed {study.seed}"
-                   " · ranges are P10 to P90, chances to the nearest 5 % · value and running cost "
-                   "fall at each year's end, the first outlay today and undiscounted · advice: "
-                   f"invest where at most {MOST_LOSSES:.0%} of the draws lose, else pilot first")
+    yield "foot", (
+        f"flm_nb {version('flm_nb')} · {file} · {study.draws:,} draws, seed {study.seed} · "
+        "ranges are P10 to P90, chances to the nearest 5 % · value and running cost fall at "
+        "each year's end, the first outlay today and undiscounted · advice: invest where at "
+        f"most {MOST_LOSSES:.0%} of the draws lose, else pilot first")
+
+
+def _amount(amount):
+    return usd(amount).replace("USD ", "")
 
 
 def _paths_table(answer, kinds):
     rows = []
     for path, one in answer["paths"].items():
         mark = "★ " * (path == answer["best"])
-        low, mid, high = (usd(one["npv_usd"][q]) for q in ("p10", "p50", "p90"))
-        rows.append([f"{mark}{path}", kinds[path].replace("_", " "), low, mid, high,
-                     chance(one["p_loss"]).removesuffix(" chance"),
+        low, mid, high = (_amount(one["npv_usd"][q]) for q in ("p10", "p50", "p90"))
+        loss = "–" if kinds[path] == "nothing" else chance(one["p_loss"]).removesuffix(" chance")
+        rows.append([f"{mark}{path}", kinds[path].replace("_", " "), low, mid, high, loss,
                      f"{'yes' if one['feasible'] else 'NO'}: {one['why']}"])
     if "nothing" not in kinds.values():
-        rows.append(["(doing nothing)", "nothing", *3 * ["USD 0"], "under 5 %", "yes: always"])
-    head = ["path", "kind", "NPV P10", "P50", "P90", "chance of a loss", "can it do the work"]
+        rows.append(["(doing nothing)", "nothing", "0", "0", "0", "–", "yes: always"])
+    head = ["path", "kind", "NPV P10", "P50", "P90", "chance of loss", "can it do the work"]
     return head, rows, range(2, 6)
 
 
@@ -136,7 +142,7 @@ def _cash_table(study, path):
     rows["running total, discounted"] = np.cumsum(rows["net"] * discount)
     names = {"value": "value of the work", "tokens": "tokens bought",
              "fixed": "people and accelerators", "start": "first outlay and labels"}
-    table = [[names.get(name, name), *(usd(amounts[year]) for year in shown)]
+    table = [[names.get(name, name), *(_amount(amounts[year]) for year in shown)]
              for name, amounts in rows.items() if np.any(amounts) or name == "net"]
     return (["", *("today" if year == 0 else f"year {year}" for year in shown)], table,
             range(1, len(shown) + 1))
@@ -146,11 +152,12 @@ def _return_words(study, path):
     """Payback, return where it is one, deepest debt, and who is paid."""
     rows, middle = cash_by_year(study, path), study.middle
     back = discounted_payback(middle["project.discount_rate"], rows["net"])
-    words = [f"Paid back with interest after {back:.1f} years." if back is not None
-             else "Not paid back within the horizon."]
+    words = ["Not paid back within the horizon." if back is None else
+             f"Paid back with interest {f'after {back:.1f} years' if back > 0.1 else 'at once'}."]
     if rows["net"].min() < 0 < rows["net"].max():
         rates = irr(rows["net"])
-        words.append(f"Internal rate of return {format_si(rates[0] * 100)} %." if len(rates) == 1
+        rate = f"{rates[0]:.0%}" if rates and rates[0] < 10 else "above 1,000%"
+        words.append(f"Internal rate of return {rate}." if len(rates) == 1
                      else f"{len(rates) or 'No'} internal rates of return: none is shown.")
     words.append(f"Deepest point of the cash: {usd(min(0.0, np.cumsum(rows['net']).min()))}.")
     people = (middle.get(f"paths.{path}.people_fte", 0) * (rows["net"].size - 1)
@@ -158,7 +165,7 @@ def _return_words(study, path):
     cost = -sum(rows[name].sum() for name in ("tokens", "fixed", "start"))
     if cost > 0:
         words.append(f"People are {people / cost:.0%} of the running and first cost"
-                     + (", which is low: are they all counted?" if people < 0.2 * cost else "."))
+                     + (", which is low: are all counted?" if people < 0.2 * cost else "."))
     return " ".join(words)
 
 
@@ -168,6 +175,12 @@ def _flip_line(study, thresholds, driver):
     words = " ".join(flip_words(study, thresholds, driver))
     return (f"{name}, today {today}: "
             f"{words or 'no other path is best from a hundredth to a hundredfold.'}")
+
+
+def _quality_line(study, path):
+    quality, floor = study.middle.get(f"paths.{path}.quality"), study.middle["value.quality_floor"]
+    if floor > 0 and quality is not None:
+        yield f"quality of {path}, today {quality:g}: below {floor:g} it may not be used."
 
 
 def _assumptions_table(project):

@@ -114,19 +114,7 @@ def check_project(
 
     Raises: InputError with the dotted key, the value and what to do.
     """
-    _known("", tables, {*RULES})
-    kinds, found = {}, {}
-    for table in ("project", "workload", "value"):
-        found[table] = _table(table, tables.get(table), table)
-    paths = _table("paths", tables.get("paths"))
-    for path, content in paths.items():
-        at = f"paths.{path or '(no name)'}"
-        found[at] = _table(at, content, "paths")
-        if found[at].get("kind") not in KINDS:
-            near = nearest(found[at].get("kind", ""), KINDS) or KINDS
-            raise InputError(f"{at}.kind", found[at].get("kind"), f"is none of the kinds; "
-                             f"write {' or '.join(near)}")
-        kinds[path] = found[at]["kind"]
+    kinds, found = _read_tables(tables)
     numbers, sources = {}, {}
     for table, content in found.items():
         for leaf, value in content.items():
@@ -142,8 +130,7 @@ def check_project(
             raise InputError(key, None, f"is missing; give its number of {rule_of(key).unit}")
     if (currency := found["project"].get("currency", "USD")) != "USD":
         raise InputError("project.currency", currency, "is not USD; convert every price to USD")
-    if numbers["project.discount_rate"].p50 >= 1:
-        rate = numbers["project.discount_rate"].p50
+    if (rate := numbers["project.discount_rate"].p50) >= 1:
         warnings.warn(f"discount_rate={rate:g} means {rate:.0%} a year; did you mean "
                       f"{rate / 100:g}?", stacklevel=2)
     for path, kind in kinds.items():
@@ -171,8 +158,30 @@ def _table(at, content, rules=None):
     return content
 
 
+def _read_tables(tables):
+    """The kind of every path, and every table by its dotted name, all keys known."""
+    _known("", tables, {*RULES})
+    found = {name: _table(name, tables.get(name), name)
+             for name in ("project", "workload", "value")}
+    kinds = {}
+    for path, content in _table("paths", tables.get("paths")).items():
+        at = f"paths.{path}"
+        if not path.strip():
+            raise InputError("paths", path, "is no name of a path; give it one")
+        found[at] = _table(at, content, "paths")
+        kinds[path] = found[at].get("kind")
+        if kinds[path] not in KINDS:
+            near = " or ".join(nearest(kinds[path] or "", KINDS) or KINDS)
+            raise InputError(f"{at}.kind", kinds[path], f"is none of the kinds; write {near}")
+    return kinds, found
+
+
 def _price_path(at, kind, table, numbers, sources):
-    """Fill in the catalogue's prices of one path; say what its serving lacks."""
+    """Fill in what the catalogue knows of one path; refuse what would be free by accident."""
+    if kind == "nothing":
+        _known(at, table, {"kind"})
+        return
+
     def need(leaf, given):
         if at + leaf not in numbers:
             raise InputError(at + leaf, None, f"is missing; {given}")
@@ -181,17 +190,8 @@ def _price_path(at, kind, table, numbers, sources):
         if at + leaf not in numbers:
             numbers[at + leaf], sources[at + leaf] = Range(value, value, value), source
 
-    def look_up(leaf, function):
-        try:
-            return function(table[leaf])
-        except InputError as problem:
-            raise InputError(at + leaf, problem.value, problem.remedy) from None
-
-    if kind == "nothing":
-        _known(at, table, {"kind"})
-        return
     if "model" in table:
-        price = look_up("model", api_price)
+        price = _look_up(at, "model", table, api_price)
         source = f"{'/'.join(price.providers)} {price.model}, {price.source}, {price.as_of}"
         source += f"; {price.tiers}" * bool(price.tiers)
         fill("input_usd_per_mtok", price.input_usd_per_mtok, source)
@@ -200,10 +200,9 @@ def _price_path(at, kind, table, numbers, sources):
     for leaf in MTOK if by_token else ():
         need(leaf, "a price for tokens read needs one for tokens written; write 0 if free")
     if held := {"accelerator", "count", "usd_per_hour", "tokens_per_s"} & set(table):
-        look_up("accelerator", _named) if "accelerator" in table else None
+        rent = _rent(at, kind, table)
         need("tokens_per_s", "give the tokens that one accelerator serves in a second")
-        rented = "usd_per_hour" not in table and "accelerator" in table and kind != OWN
-        if rented and (rent := look_up("accelerator", rental_price)):
+        if rent:
             fill("usd_per_hour", rent.value, f"{rent.name}: {rent.source}")
         need("usd_per_hour", "give the all-in price of one accelerator's hour, or, if it is "
              "rented, an accelerator with a price in the catalogue")
@@ -217,6 +216,25 @@ def _price_path(at, kind, table, numbers, sources):
             need(price, f"{leaf} without it would be free; give it, 0 if it is free")
     for leaf in ZERO_UNLESS_GIVEN:
         fill(leaf, 0.0, "left out: 0")
+
+
+def _look_up(at, leaf, table, function):
+    """Ask the catalogue, and name the dotted key if it does not know."""
+    try:
+        return function(table[leaf])
+    except InputError as problem:
+        raise InputError(at + leaf, problem.value, problem.remedy) from None
+
+
+def _rent(at, kind, table):
+    """The catalogue's price of a rented accelerator where the file gives none."""
+    if "accelerator" not in table:
+        return None
+    _look_up(at, "accelerator", table, _named)
+    here = table["accelerator"].strip().lower() == "here"
+    if here or kind == OWN or "usd_per_hour" in table:
+        return None
+    return _look_up(at, "accelerator", table, rental_price)
 
 
 def _named(name):

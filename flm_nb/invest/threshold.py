@@ -131,7 +131,7 @@ def threshold(
     ends = [_number(value) for value in (low, high)]
     low, high = (check_project(set_value(project.tables, f"{key}={x!r}")[0]) for x in ends)
     if not ends[0] < ends[1]:
-        raise InputError("between", ends, "must be two values in order; write the smaller first")
+        raise InputError("between", ends, "is out of order; write the smaller value first")
     study = evaluate(low, draws=draws, seed=seed)
     paths, told = list(study.worth), {"driver": key, "unit": rule_of(key).unit}
     evaluate(high, draws=draws, seed=seed)  # refuses what would be infinite at the other end

@@ -104,10 +104,10 @@ def why(
         told.append(f"quality {quality:g} {verb} the floor of {floor:g}")
     if load > 1 + 1e-12:
         count = values[f"paths.{path}.count"]
-        told.append(f"the busiest year asks for {load:.3g} times its capacity; "
+        told.append(f"its busiest year asks for {load:.3g} times its capacity; "
                     f"{math.ceil(load * count - 1e-9):,} accelerators would do")
     elif load > 0:
-        told.append(f"the busiest year uses {load:.2%} of its capacity")
+        told.append(f"its busiest year uses {load * 100:.3g} % of capacity")
     short = [one for one in told if "under" in one or "times" in one]
     return "; ".join(short or told) or "no floor and no capacity to miss"
 

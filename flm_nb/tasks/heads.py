@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..core import InputError, catalogue_rows, model_folder
+from ..data.text import hub_or_cache
 
 # %% ../../nbs/2_tasks/21_heads.ipynb #load-classifier
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -60,7 +61,7 @@ def _load(auto, model, seed, **options):
     logging.set_verbosity_error()  # it announces each new weight; a new head is no news
     logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        with torch.random.fork_rng(devices=[], enabled=seed is not None), hub_or_cache():
             if seed is not None:
                 torch.manual_seed(seed)
             return auto.from_pretrained(model_folder(model) or model, dtype=torch.float32,
@@ -100,7 +101,7 @@ def load_language_model(
     """
     if isinstance(source, str | Path):
         return _load(AutoModelForCausalLM, source, seed, attn_implementation=attention)
-    family = dict(source).get("model_type") if isinstance(source, Mapping) else source.model_type
+    given = dict(source) if isinstance(source, Mapping) else source.to_dict()
     try:
         config = AutoConfig.for_model(**source) if isinstance(source, Mapping) else source
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -110,7 +111,8 @@ def load_language_model(
                                                     attn_implementation=attention)
     except (TypeError, ValueError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0][:160]
-        raise InputError("model_type", family, f"makes no language model ({reason})") from None
+        raise InputError("model_type", given.get("model_type"), "makes no "
+                         f"language model ({reason})") from None
 
 # %% ../../nbs/2_tasks/21_heads.ipynb #class-loss
 def classification_loss(
