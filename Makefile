@@ -31,7 +31,8 @@ pages: .venv/stamp  ## run every walkthrough in full; the site shows these outpu
 
 export: .venv/stamp  ## after an edit in nbs/: package, outputs and README follow
 	@$(BIN)/nbdev-export
-	@$(BIN)/nbdev-test --save --n-workers 0 --skip-folder-re walkthroughs
+	@$(BIN)/nbdev-test --save --n-workers 0 --skip-folder-re '^([_.]|walkthroughs)'
+	@$(BIN)/python docs/quiet.py
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python docs/readme.py
 

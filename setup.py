@@ -13,8 +13,8 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["flm_nb", "flm_nb.*"]),
-    # catalogue: the facts; score/*/*.py: metric modules that `evaluate` loads as files
-    package_data={"flm_nb": ["*.json", "catalogue/*", "score/*/*.py"]},
+    # catalogue: the facts; score/**: metric modules that `evaluate` loads as files
+    package_data={"flm_nb": ["*.json", "catalogue/*", "score/**/*.py"]},
     install_requires=settings["requirements"]["base"].split(),
     extras_require={extra: needs.split() for extra, needs in settings["extras"].items()},
     entry_points={"console_scripts": [" = ".join(row) for row in settings["scripts"].items()]},

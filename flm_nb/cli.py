@@ -217,26 +217,26 @@ def build_parser() -> ArgumentParser:
     either.add_argument("--model", **OPTIONS["--model"])
     either.add_argument("--params", **OPTIONS["--params"])
     for name, method in (("finetune", "full"), ("lora", "lora")):
-        job = _add(costs, name, estimate_finetune, *JOB, "examples", "seq_len", "accelerator",
-                   required=("model",))
-        job.set_defaults(method=method, accelerator="here")
+        _add(costs, name, estimate_finetune, *JOB, "examples", "seq_len", "accelerator",
+             required=("model",), label=None, accelerator="here").set_defaults(method=method)
     _add(rooms, "tune", tune, *JOB, *RUN, required=("data", "model", "out"))
     use = _add(rooms, "predict", predict, "model", "data", "text", "out", "batch_size",
-               required=("model", "data", "out"))
-    use.set_defaults(batch_size=64)
+               required=("model", "data", "out"), batch_size=64)
     use.add_argument("--base", metavar="DIR", help="the base model of a LoRA folder")
     _add(rooms, "invest", invest, *INVEST).add_argument(
         "project", nargs="?", metavar="PROJECT.toml", help="see flm_nb/catalogue/example.toml")
     return flm
 
 
-def _add(rooms, name, work, *options, required=()):
+def _add(rooms, name, work, *options, required=(), **defaults):
     """Add one command, its options taken from OPTIONS, its help from its function."""
     told = work.__doc__.splitlines()[0]
     parser = rooms.add_parser(name, help=told, description=told, allow_abbrev=False)
     for option in (*options, "json"):
         flag = f"--{option.replace('_', '-')}" if option != "sets" else "--set"
         details = dict(OPTIONS[flag])
+        if option in defaults:
+            details["default"] = defaults[option]
         if details.get("default") not in (None, []):
             details["help"] += " (default: %(default)s)"
         parser.add_argument(flag, **details, **{"required": True} if option in required else {})

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['InputError', 'nearest', 'atomic_write', 'cache_folder', 'file_sha256', 'catalogue_text', 'catalogue_rows',
-           'model_folder', 'lazy_exports', 'set_seed', 'pick_device', 'cpu_flags', 'pick_precision']
+           'model_folder', 'hub_or_cache', 'lazy_exports', 'set_seed', 'pick_device', 'cpu_flags', 'pick_precision']
 
 # %% ../nbs/0_ground/01_core.ipynb #imports
 import csv
 import os
 import platform
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache
 from hashlib import sha256
@@ -19,6 +21,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from urllib.parse import urlparse
 
 # %% ../nbs/0_ground/01_core.ipynb #error
 class InputError(ValueError):
@@ -134,6 +137,22 @@ def model_folder(
         if str(name).lower() == row["name"].lower() and (spec := find_spec(row["package"])):
             return Path(spec.origin).parent / row["folder"]
     return None
+
+# %% ../nbs/0_ground/01_core.ipynb #hub
+@contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Look only into the hub's cache while its name does not resolve, not for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 # %% ../nbs/0_ground/01_core.ipynb #lazy
 def lazy_exports(

@@ -135,7 +135,7 @@ def plan_batches(
     seed: int,  # of the whole run [seed]
     epoch: int,  # each pass over the data has its own order [count]
 ) -> list[np.ndarray]:  # row numbers of each step
-    """Cut one epoch into batches of similar length, in random order.
+    """Cut one epoch into batches of similar length: the largest first, then in random order.
 
     The plan depends on its arguments alone, so a resumed run finds its place again.
     Raises: InputError if there is no row or the batch size is below 1.
@@ -149,7 +149,9 @@ def plan_batches(
     width = -(-np.asarray(lengths)[order] // MULTIPLE)
     order = order[np.argsort(width, kind="stable")]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in random.permutation(len(batches))]
+    batches = [batches[i] for i in random.permutation(len(batches))]
+    largest = padded_shapes(lengths, batches).prod(axis=1).argmax()
+    return [batches.pop(largest), *batches]
 
 
 def padded_shapes(

@@ -7,6 +7,7 @@ __all__ = ['DERIVED', 'DTYPES', 'model_families', 'model_catalogue', 'ModelSpec'
 
 # %% ../nbs/0_ground/04_specs.ipynb #imports
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
@@ -92,9 +93,7 @@ def _read_flags(saved, family, head_class, sizes):
     if saved.get("add_cross_attention"):
         raise InputError("add_cross_attention", True, "adds attention to an encoder that is "
                          "not counted here; set it to false")
-    feed_forward = saved.get("feed_forward_proj", "")
-    if not isinstance(feed_forward, str):
-        raise InputError("feed_forward_proj", feed_forward, "is no name such as gated-gelu")
+    activation = saved.get("activation_function") or saved.get("hidden_act")
     facts = {key: saved[key] for key in layout["flags"]} | {
         "tie_word_embeddings": saved.get("tie_word_embeddings", False)
         or layout.get("always_tied", False),
@@ -102,7 +101,8 @@ def _read_flags(saved, family, head_class, sizes):
         "final_norm": bool(saved.get("do_layer_norm_before")
                            and not saved.get("_remove_final_layer_norm")
                            and saved.get("layer_norm_elementwise_affine")),
-        "gated": feed_forward.startswith("gated"), "q_lora_rank": "qrank" in sizes,
+        "unfused_gelu": activation in ("gelu_new", "gelu_fast", "gelu_python", "quick_gelu"),
+        "gated": str(saved.get("feed_forward_proj")).startswith("gated"), "q_lora_rank": "qrank" in sizes,
         "encoder_only": head_class in layout.get("encoder_only", [])}
     return frozenset(name for name, holds in facts.items() if holds)
 
@@ -193,13 +193,8 @@ class ModelSpec:
         expression: str,  # sums of products, such as "heads*head+2*kv*head"
     ) -> int:  # its value for this model [count]
         """Work out an expression in the model's sizes."""
-        total = 0
-        for term in expression.split("+"):
-            value = 1
-            for factor in term.split("*"):
-                value *= int(factor) if factor.isdigit() else self.sizes[factor]
-            total += value
-        return total
+        return sum(math.prod(int(factor) if factor.isdigit() else self.sizes[factor]
+                             for factor in term.split("*")) for term in expression.split("+"))
 
     @property
     def layout(self) -> dict:

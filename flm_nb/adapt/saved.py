@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from flm_nb.core import (
     InputError,
@@ -97,7 +99,7 @@ def save_tuned(
             if isinstance(model, PeftModel):
                 model.peft_config["default"].base_model_name_or_path = base["name"]
                 facts["base"] = base
-            model.save_pretrained(hidden)
+            _save_quietly(model, hidden)
             tokenizer.save_pretrained(hidden)
             Path(hidden, "README.md").unlink(missing_ok=True)  # peft's empty model card
             for path in sorted(Path(hidden).iterdir()):
@@ -105,6 +107,16 @@ def save_tuned(
     except OSError as problem:
         raise InputError("out", str(folder), f"cannot be written: {problem}") from None
     atomic_write(folder / "flm.json", json.dumps(facts, indent=1, ensure_ascii=False))
+
+
+def _save_quietly(model, folder):
+    """Write config and weights without a bar, and without asking a hub about the base."""
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder, **options)
+    finally:
+        logging.enable_progress_bar()
 
 # %% ../../nbs/5_adapt/52_saved.ipynb #find
 def find_base(
@@ -150,7 +162,9 @@ def load_tuned(
     if facts["method"] == "full":
         return load_classifier(folder, facts["labels"]).eval(), tokenizer, facts
     place = find_base(facts["base"], beside=folder, given=base)
-    model = PeftModel.from_pretrained(load_classifier(place, facts["labels"]), folder)
+    with warnings.catch_warnings():  # peft asks transformers under an old name
+        warnings.simplefilter("ignore", FutureWarning)
+        model = PeftModel.from_pretrained(load_classifier(place, facts["labels"]), folder)
     return model.eval(), tokenizer, facts
 
 # %% ../../nbs/5_adapt/52_saved.ipynb #predict

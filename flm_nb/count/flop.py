@@ -104,7 +104,7 @@ def count_flop(
     if causal and spec.layout["kind"] != "decoder":
         raise InputError("causal", causal, f"does not fit a {spec.family}: it looks both ways")
     batch, tokens = _amounts(batch, seq_len)
-    _check_length(spec, tokens)
+    _check_length(spec, tokens, "seq_len")
     parts = _step_parts(spec, batch, tokens, learns=mode == "training")
     if causal:
         parts["attention scores"] = parts["attention scores"] / 2
@@ -112,13 +112,13 @@ def count_flop(
     return Breakdown(parts, "FLOP", f"{spec.head_class}, {mode}, {told}")
 
 
-def _check_length(spec, seq_len):
+def _check_length(spec, seq_len, name):
     """Refuse what the model's position table cannot hold."""
     longest, exact = spec.max_tokens, "patches" in spec.sizes
     if exact and np.any(np.asarray(seq_len) != longest):
-        raise InputError("tokens", seq_len, f"is not the {longest} tokens of this image model")
+        raise InputError(name, seq_len, f"is not the {longest} tokens of this image model")
     if spec.layout.get("learned_positions") and np.any(np.asarray(seq_len) > longest):
-        raise InputError("tokens", seq_len, f"is longer than the {longest} positions of "
+        raise InputError(name, seq_len, f"is longer than the {longest} positions of "
                          f"{spec.name}; give at most {longest}")
 
 # %% ../../nbs/8_count/82_flop.ipynb #step-flop
@@ -142,7 +142,7 @@ def step_flop(
     if method not in METHODS:
         raise InputError("method", method, f"is unknown; write {', '.join(METHODS)}")
     batch, tokens = _amounts(batch, tokens)
-    _check_length(spec, tokens)
+    _check_length(spec, tokens, "tokens")
     if method == "full":
         parts = _step_parts(spec, batch, tokens, learns=True)
         return Breakdown(parts, "FLOP", f"{spec.head_class}, full fine-tuning")

@@ -3,7 +3,7 @@ from flm_nb.core import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, {
     "text": ["Labelled", "TextBundle", "TextPart", "TextReport", "collate", "excerpt",
-             "hub_or_cache", "load_table", "look", "reviews", "text_bundle"],
+             "load_table", "look", "reviews", "text_bundle"],
     "language": ["BytePart", "LanguageBundle", "compressor_bits_per_byte", "language_bundle",
                  "library_files", "unigram_bits_per_byte"],
 })

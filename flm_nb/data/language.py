@@ -108,7 +108,7 @@ class BytePart:
 # %% ../../nbs/1_data/12_language.ipynb #bundle
 @dataclass(frozen=True, repr=False, eq=False)
 class LanguageBundle:
-    """A byte corpus in two parts. `fit` takes it and trains on `train`."""
+    """A byte corpus in two parts; `fit` takes the part `train`."""
     train: BytePart  # to learn from
     valid: BytePart  # whole files that were held back
     fingerprint: str  # of all bytes in their order; another Python has another corpus
@@ -119,23 +119,6 @@ class LanguageBundle:
                             for name, part in parts.items()),
                           f"blocks of {self.train.block} bytes; "
                           f"corpus {self.fingerprint[:12]}"])
-
-    def plan(
-        self,
-        *,
-        batch_size: int,  # blocks of one step [B]
-        seed: int,  # of the run [seed]
-        epoch: int,  # each has its own starts [count]
-    ) -> list[np.ndarray]:  # starts of the training blocks of each step [B]
-        """Random training blocks of one epoch."""
-        return self.train.plan(batch_size=batch_size, seed=seed, epoch=epoch)
-
-    def batch(
-        self,
-        rows: Sequence[int],  # starts of training blocks [B]
-    ) -> dict[str, torch.Tensor]:  # input_ids [B, T]
-        """The training blocks that begin at some bytes."""
-        return self.train.batch(rows)
 
 
 def language_bundle(
@@ -163,7 +146,7 @@ def language_bundle(
     cut = int(np.searchsorted(sizes[: len(names)], held)) + 1
     parts = [_part(files, chosen, block) for chosen in (names[cut:], names[:cut])]
     for name, part in zip(("training", "validation"), parts, strict=True):
-        if len(part) <= block:
+        if len(part) < block:
             raise InputError("limit_bytes", limit_bytes, f"leaves {len(part)} {name} bytes, "
                              f"no block of {block}; raise it or change valid_share")
     print_of = sha256(parts[0].data.tobytes() + parts[1].data.tobytes()).hexdigest()

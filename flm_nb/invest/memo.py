@@ -86,27 +86,22 @@ def memo_blocks(
     yield "kicker", f"Investment memo · {date.today().isoformat()} · {money}"
     yield "title", study.project.name
     yield "answer", answer["verdict"]
-    yield "split", None
-    yield "head", "From which volume on"
-    yield "figure", break_even_figure(study, thresholds) or "There is no volume to vary."
-    yield "next", None
-    yield "head", "What moves it most"
-    yield "figure", tornado_figure(study, path) or f"No number moves the worth of {path}."
-    yield "end", None
+    yield from _side_by_side(
+        [("head", "From which volume on"),
+         ("figure", break_even_figure(study, thresholds) or "There is no volume to vary.")],
+        [("head", "What moves it most"),
+         ("figure", tornado_figure(study, path) or f"No number moves the worth of {path}.")])
     yield "head", "The ways to do it, doing nothing included (net present value in USD)"
     yield "table", *_paths_table(answer, study.project.kinds)
-    yield "split", None
-    yield "head", f"Cash of {path} in USD, every number at its P50"
-    yield "table", *_cash_table(study, path)
-    yield "text", _return_words(study, path)
-    yield "next", None
-    yield "head", "What flips the answer"
-    yield "list", [*(_flip_line(study, thresholds, driver) for driver in DRIVERS),
-                   *_quality_line(study, path)]
-    yield "head", "Left out"
-    yield "text", ("Falling prices over the horizon, tax, cost of switching, rare failures, "
-                   "gains beyond the quality floor. Ranges are independent of each other.")
-    yield "end", None
+    yield from _side_by_side(
+        [("head", f"Cash of {path} in USD, every number at its P50"),
+         ("table", *_cash_table(study, path)), ("text", _return_words(study, path))],
+        [("head", "What flips the answer"),
+         ("list", [*(_flip_line(study, thresholds, driver) for driver in DRIVERS),
+                   *_quality_line(study, path)]),
+         ("head", "Left out"),
+         ("text", "Falling prices over the horizon, tax, cost of switching, rare failures, "
+                  "gains beyond the quality floor. Ranges are independent of each other.")])
     yield "head", "Assumptions, with their sources"
     yield "table", *_assumptions_table(study.project)
     yield "foot", (
@@ -114,6 +109,10 @@ def memo_blocks(
         "ranges are P10 to P90, chances to the nearest 5 % · value and running cost fall at "
         "each year's end, the first outlay today and undiscounted · advice: invest where at "
         f"most {MOST_LOSSES:.0%} of the draws lose, else pilot first")
+
+
+def _side_by_side(left, right):
+    yield from [("split", None), *left, ("next", None), *right, ("end", None)]
 
 
 def _amount(amount):
@@ -125,7 +124,8 @@ def _paths_table(answer, kinds):
     for path, one in answer["paths"].items():
         mark = "★ " * (path == answer["best"])
         low, mid, high = (_amount(one["npv_usd"][q]) for q in ("p10", "p50", "p90"))
-        loss = "–" if kinds[path] == "nothing" else chance(one["p_loss"]).removesuffix(" chance")
+        loss = chance(one["p_loss"]).removesuffix(" chance")
+        loss = "–" if kinds[path] == "nothing" else loss
         rows.append([f"{mark}{path}", kinds[path].replace("_", " "), low, mid, high, loss,
                      f"{'yes' if one['feasible'] else 'NO'}: {one['why']}"])
     if "nothing" not in kinds.values():
@@ -152,8 +152,9 @@ def _return_words(study, path):
     """Payback, return where it is one, deepest debt, and who is paid."""
     rows, middle = cash_by_year(study, path), study.middle
     back = discounted_payback(middle["project.discount_rate"], rows["net"])
-    words = ["Not paid back within the horizon." if back is None else
-             f"Paid back with interest {f'after {back:.1f} years' if back > 0.1 else 'at once'}."]
+    when = "at once" if back is not None and back < 0.1 else f"after {back or 0:.1f} years"
+    words = ["Not paid back within the horizon." if back is None
+             else f"Paid back with interest {when}."]
     if rows["net"].min() < 0 < rows["net"].max():
         rates = irr(rows["net"])
         rate = f"{rates[0]:.0%}" if rates and rates[0] < 10 else "above 1,000%"
@@ -178,7 +179,8 @@ def _flip_line(study, thresholds, driver):
 
 
 def _quality_line(study, path):
-    quality, floor = study.middle.get(f"paths.{path}.quality"), study.middle["value.quality_floor"]
+    floor, quality = study.middle["value.quality_floor"], study.middle.get(
+        f"paths.{path}.quality")
     if floor > 0 and quality is not None:
         yield f"quality of {path}, today {quality:g}: below {floor:g} it may not be used."
 

@@ -211,15 +211,15 @@ def break_even_figure(
              for one in inside} | {today: f"today {format_si(today)}"}
     for place, words in marks.items():
         ax.axvline(place, color=INK, linewidth=1, linestyle=":" if place == today else "--")
-        ax.annotate(words, (place, 0.98), (-3, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", ha="right", va="top", rotation=90, color=INK,
-                    fontsize=8)
+        ax.annotate(words, (place, 0.02), (-3, 0), xycoords=("data", "axes fraction"),
+                    textcoords="offset points", ha="right", va="bottom", rotation=90,
+                    color=INK, fontsize=8)
     return with_alt(ax, "Cost of 1,000 requests on each path over requests a month, P10 to P90 "
                         f"as bands, beside their value. {'; '.join(marks.values())}.")
 
 
 def _draw_costs(ax, study, x):
-    """Cost lines with their bands as far as each path can serve, and the value they must beat."""
+    """Cost lines as far as each path can serve, and the value that they must beat."""
     worth = 1000 * np.quantile(study.values["value.usd_per_request"], [0.1, 0.5, 0.9])
     ax.axhspan(max(worth[0], 1e-9), worth[2], color=INK, alpha=0.15, linewidth=0)
     ax.axhline(worth[1], color=INK, linewidth=2, label="value of the work")
@@ -236,7 +236,7 @@ def _draw_costs(ax, study, x):
                 label=_plain(path))
         seen.extend(mid[able & (mid > 0)])
     seen = [cost for cost in seen if cost > 0] or [1.0]
-    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(min(seen) / 2, max(seen) * 2))
+    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(min(seen) / 8, max(seen) * 2))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: format_si(value))
     ax.minorticks_off()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -133,17 +134,25 @@ def linear_probe(
     vectors: np.ndarray,  # of the training rows, from `embed` [rows, D]
     y: Sequence[int],  # their class numbers [rows]
     *,
-    inverse_penalty: float = 0.1,  # C of the regression; more trusts the data more [1]
+    inverse_penalty: float | None = None,  # C; None chooses by cross-validation [1]
 ) -> Pipeline:  # its predict_proba takes vectors, its predict gives class numbers
     """Fit a logistic regression on standardized frozen features.
 
+    The penalty is the one with the least loss in five folds of the training rows; 0.01
+    where a class has a single row, so that there are no folds.
     Raises: InputError if there is only one class, or rows and classes do not match.
     """
     if len(vectors) != len(y) or len(set(np.asarray(y).tolist())) < 2:
         raise InputError("y", len(y), f"labels for {len(vectors)} vectors: give one each, of "
                          "at least two classes")
-    line = LogisticRegression(C=inverse_penalty, max_iter=1000)
-    return make_pipeline(StandardScaler(), line).fit(vectors, y)
+    folds = min(5, *np.unique_counts(np.asarray(y)).counts)
+    line = LogisticRegression(C=inverse_penalty or 0.01, max_iter=1000)
+    probe = make_pipeline(StandardScaler(), line)
+    if inverse_penalty is not None or folds < 2:
+        return probe.fit(vectors, y)
+    choice = {"logisticregression__C": np.geomspace(1e-3, 1, 7)}
+    search = GridSearchCV(probe, choice, scoring="neg_log_loss", cv=StratifiedKFold(folds))
+    return search.fit(vectors, y).best_estimator_
 
 # %% ../../nbs/3_score/31_metrics.ipynb #report
 @dataclass(frozen=True, repr=False)

@@ -21,8 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..core import InputError, catalogue_rows, model_folder
-from ..data.text import hub_or_cache
+from ..core import InputError, catalogue_rows, hub_or_cache, model_folder
 
 # %% ../../nbs/2_tasks/21_heads.ipynb #load-classifier
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
@@ -48,7 +47,7 @@ def load_classifier(
     names = dict(enumerate(labels))
     loaded = _load(AutoModelForSequenceClassification, model, seed, num_labels=len(labels),
                    id2label=names, label2id={name: i for i, name in names.items()},
-                   attn_implementation=attention)
+                   attn_implementation=attention, ignore_mismatched_sizes=True)
     _set_dropout(loaded, ATTENTION_DROPOUT, 0.0, inside_attention=True)
     if dropout is not None:
         _set_dropout(loaded, HIDDEN_DROPOUT, float(dropout), inside_attention=False)
