@@ -254,20 +254,28 @@ def readable(
     """Write an answer as lines for people: names, numbers with units, ranges."""
     lines, width = [], max(map(len, answer), default=0)
     for name, value in answer.items():
-        head = f"{indent}{name.replace('_', ' '):<{width}}  "
-        if isinstance(value, Mapping) and "p50" in value:
-            low, middle, high = (_number(name, value[key]) for key in ("p10", "p50", "p90"))
-            lines.append(f"{head}{middle}" + f"  ({low} to {high})" * (low != high))
-        elif isinstance(value, Mapping) and value:
+        head, text = f"{indent}{name.replace('_', ' '):<{width}}", _one_line(name, value)
+        if text is not None:
+            lines.append(f"{head}  {text}")
+        elif isinstance(value, Mapping):
             lines += [head.rstrip(), *readable(value, indent + "  ")]
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-            lines.append(head.rstrip())
-            for entry in value:
-                lines.append(f"{indent}  " + ", ".join(f"{key} {_number(key, worth)}"
-                                                       for key, worth in entry.items()))
         else:
-            lines.append(head + _number(name, value))
+            entries = [", ".join(f"{key} {_number(key, part)}" for key, part in entry.items())
+                       for entry in value]
+            lines += [head.rstrip(), *(f"{indent}  {entry}" for entry in entries)]
     return lines
+
+
+def _one_line(name, value):
+    """A value with its range or its source; None if it needs lines of its own."""
+    if isinstance(value, Mapping) and set(value) == {"value", "source"}:
+        return f"{_one_line(name, value['value'])}  [{value['source']}]"
+    if isinstance(value, Mapping) and "p50" in value:
+        low, middle, high = (_number(name, value[key]) for key in ("p10", "p50", "p90"))
+        return f"{middle}  ({low} to {high})" if low != high else middle
+    parts = value if isinstance(value, list | tuple) else [value]
+    return None if value and any(isinstance(part, Mapping) for part in parts) else \
+        _number(name, value)
 
 
 def _number(name, value):

@@ -102,7 +102,8 @@ def _read_flags(saved, family, head_class, sizes):
                            and not saved.get("_remove_final_layer_norm")
                            and saved.get("layer_norm_elementwise_affine")),
         "unfused_gelu": activation in ("gelu_new", "gelu_fast", "gelu_python", "quick_gelu"),
-        "gated": str(saved.get("feed_forward_proj")).startswith("gated"), "q_lora_rank": "qrank" in sizes,
+        "gated": str(saved.get("feed_forward_proj")).startswith("gated"),
+        "q_lora_rank": "qrank" in sizes,
         "encoder_only": head_class in layout.get("encoder_only", [])}
     return frozenset(name for name, holds in facts.items() if holds)
 

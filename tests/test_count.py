@@ -2,13 +2,32 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
 
-from flm_nb.core import InputError
+from flm_nb.core import InputError, catalogue_rows
 from flm_nb.count.flop import count_flop, step_flop
+from flm_nb.count.memory import (
+    activation_bytes,
+    kv_bytes_per_token,
+    memory_bytes,
+    tuning_bytes,
+)
 from flm_nb.count.params import active_params, count_params, describe_params, lora_params
+from flm_nb.count.time import (
+    _wall_rows,
+    coverage,
+    expected_experts,
+    roofline_s,
+    step_mfu,
+    training_hours,
+    wall_mfu,
+)
+from flm_nb.invest import cost
 from flm_nb.specs import Accelerator, ModelSpec, model_catalogue, model_families
 
 torch = pytest.importorskip("torch")
@@ -23,7 +42,8 @@ ODD = {  # family -> configs that lean on every field it saves
              {"n_embd": 20, "n_layer": 1, "n_head": 2, "n_inner": 7, "vocab_size": 11,
               "tie_word_embeddings": False, "num_labels": 5},
              {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}],
-    "gpt_neox": [LLAMA, LLAMA | {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True}],
+    "gpt_neox": [LLAMA, LLAMA | {"use_parallel_residual": False, "attention_bias": False,
+                                 "tie_word_embeddings": True}],
     "opt": [{"vocab_size": 99, "hidden_size": 24, "num_hidden_layers": 2, "ffn_dim": 30,
              "num_attention_heads": 4, "max_position_embeddings": 40, **more}
             for more in ({}, {"word_embed_proj_dim": 10}, {"do_layer_norm_before": False},
@@ -31,7 +51,7 @@ ODD = {  # family -> configs that lean on every field it saves
                          {"_remove_final_layer_norm": True, "tie_word_embeddings": False})],
     "llama": [LLAMA, LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True},
               LLAMA | {"head_dim": 10, "attention_bias": True, "mlp_bias": True},
-              LLAMA | {"num_key_value_heads": None, "id2label": {"0": "a", "1": "b", "2": "c"}}],
+              LLAMA | {"num_key_value_heads": None, "id2label": dict.fromkeys("012", "a")}],
     "mistral": [LLAMA | {"num_key_value_heads": 2},
                 LLAMA | {"num_attention_heads": 8, "hidden_size": 32},
                 LLAMA | {"head_dim": None, "num_key_value_heads": 1, "num_labels": 7}],
@@ -63,16 +83,17 @@ ODD = {  # family -> configs that lean on every field it saves
                     "tie_word_embeddings": False}],
     "electra": [BERT, BERT | {"embedding_size": 24}, BERT | {
         "embedding_size": 10, "tie_word_embeddings": False}],
-    "vit": [{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
-             "intermediate_size": 40, "patch_size": 8, **more} for more in
+    "vit": [{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "image_size": 32, "intermediate_size": 40, "patch_size": 8, **more} for more in
             ({}, {"qkv_bias": False, "num_channels": 1, "num_labels": 10},
              {"pooler_output_size": 11, "image_size": 35})],
     "t5": [{"vocab_size": 99, "d_model": 24, "d_kv": 5, "num_heads": 3, "d_ff": 40,
             "num_layers": 2, **more} for more in
            ({}, {"num_decoder_layers": 1, "feed_forward_proj": "gated-gelu"},
             {"tie_word_embeddings": False, "relative_attention_num_buckets": 9})],
-    "deepseek_v3": [LLAMA | {"num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "v_head_dim": 5,
-                             "num_experts_per_tok": 3, "moe_intermediate_size": 7,
+    "deepseek_v3": [LLAMA | {"num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 2,
+                             "topk_group": 1, "v_head_dim": 5, "num_experts_per_tok": 3,
+                             "moe_intermediate_size": 7,
                              "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "kv_lora_rank": 8,
                              **more} for more in
                     ({"q_lora_rank": 9, "first_k_dense_replace": 1},
@@ -171,7 +192,8 @@ def test_to_dict_of_transformers_reads_the_same():
         for config in configs:
             made = transformers.AutoConfig.for_model(family, **config)
             again = json.loads(json.dumps(made.to_dict(), default=str))
-            assert count_params(again).total == count_params({"model_type": family} | config).total
+            direct = count_params({"model_type": family} | config)
+            assert count_params(again).total == direct.total
 
 
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o"), ("query", "value"),
@@ -211,12 +233,12 @@ def test_lora_params_equal_peft(family, targets, own):
     ({"model_type": "bert", "id2label": ["a"]}, "id2label"),
     ({"model_type": "bert", "architectures": "BertModel"}, "architectures="),
     ({"model_type": "bert", "architectures": ["LlamaModel"]}, "architectures='LlamaModel'"),
-    ({"model_type": "llama", "num_key_value_heads": 5}, "num_key_value_heads=5 does not fit 32"),
+    ({"model_type": "llama", "num_key_value_heads": 5}, "heads=5 does not fit 32"),
     ({"model_type": "llama", "mlp_bias": "no"}, "mlp_bias='no'"),
     ({"model_type": "mixtral", "num_experts_per_tok": 9}, "num_experts_per_tok=9"),
     ({"model_type": "gpt2", "add_cross_attention": True}, "add_cross_attention=True"),
     ({"model_type": "lama"}, "model_type='lama' is unknown; near: llama"),
-    ({"model_type": "mamba", "architectures": ["BertModel"]}, "model_type='mamba' is unknown"),
+    ({"model_type": "mamba", "architectures": ["BertModel"]}, "'mamba' is unknown"),
     ({"model_type": ["bert"]}, "model_type="), ({}, "model_type=None is missing")])
 def test_bad_configs_are_refused(config, told):
     with pytest.raises(InputError) as problem:
@@ -224,7 +246,7 @@ def test_bad_configs_are_refused(config, told):
     assert str(problem.value).startswith(told) or told in str(problem.value)
 
 
-@pytest.mark.parametrize("name", ["", "nowhere", "./nowhere/config.json", "no-such-org/no-such"])
+@pytest.mark.parametrize("name", ["", "nowhere", "./nowhere/config.json", "nobody/nothing"])
 def test_unknown_names_are_refused(name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError):
@@ -325,7 +347,8 @@ def test_a_bare_encoder_gets_a_classifier():
     base, head = (saved("bert", f"Bert{name}", 0) for name in ("Model", "ForMaskedLM"))
     wanted = saved("bert", "BertForSequenceClassification", 0)
     for config in (base, head, wanted):
-        assert step_flop(config, batch=2, tokens=9).total == count_flop(wanted, 9, batch=2).total
+        ours = step_flop(config, batch=2, tokens=9).total
+        assert ours == count_flop(wanted, 9, batch=2).total
 
 
 def test_arrays_agree_with_numbers():
@@ -371,3 +394,273 @@ def test_flop_vectors():
 def test_nonsense_is_refused(call):
     with pytest.raises(InputError):
         call()
+
+
+# ------------------------------------------------------------------ memory and time
+def test_memory_vectors():
+    assert memory_bytes(7e9).total == 112e9
+    staged = [memory_bytes(7e9, shards=8, stage=stage).total / 1e9 for stage in (1, 2, 3)]
+    assert staged == [38.5, 26.25, 14.0]
+    assert memory_bytes(7e9, "adamw_8bit").total == 70e9
+    published = {"llama-2-7b": 524_288, "llama-2-70b": 327_680, "llama-3.1-8b": 131_072,
+                 "llama-3.1-405b": 516_096, "deepseek-v3": 70_272}
+    assert {name: kv_bytes_per_token(name) for name in published} == published
+    assert kv_bytes_per_token(config="llama-3.1-8b", dtype_bytes=1) == 65_536
+
+
+def test_activations_follow_korthikanti():
+    sbh, layers = 2048 * 12_288, 96
+    fused = {"batch": 1, "tokens": 2048, "kernels": "fused"}
+    plain = activation_bytes("gpt-3", **fused)
+    assert plain.total - plain.parts["head"] == layers * 32 * sbh
+    masks = activation_bytes("gpt-3", **fused, dropout=True)
+    assert masks.total - plain.total == layers * 2 * sbh
+    stock = activation_bytes("gpt-3", batch=1, tokens=2048)  # gelu_new keeps three copies more
+    assert stock.total - plain.total == layers * 24 * sbh
+    kept = activation_bytes("gpt-3", **fused, recompute=True)
+    assert kept.parts["block inputs"] == layers * 2 * sbh
+    assert kept.total - kept.parts["head"] == layers * 2 * sbh + 32 * sbh
+
+
+@pytest.mark.parametrize("name", model_catalogue())
+def test_activations_of_every_model_are_sane(name):
+    spec = ModelSpec.from_config(name)
+    one = activation_bytes(spec, batch=1, tokens=128)
+    assert all(np.isfinite(part) and part >= 0 for part in one.parts.values())
+    assert activation_bytes(spec, batch=3, tokens=128).total == pytest.approx(3 * one.total)
+    unit = spec.sizes["width"] + spec.evaluate("heads*nope" if "latent" in spec.sizes
+                                               else "heads*head")
+    per_token = one.parts["attention"] / (128 * spec.sizes["layers"] * unit)
+    assert 3 < per_token < 25  # bytes, in units of the residual stream and the heads
+
+
+def test_tuning_bytes_add_up():
+    full, lora = (tuning_bytes("llama-2-7b", batch=1, tokens=512, method=method)
+                  for method in ("full", "lora"))
+    assert full.parts["states"] == 16 * 6_738_415_616
+    assert lora.parts["frozen weights"] == 2 * 6_738_415_616
+    assert lora.parts["states"] == 16 * lora_params("llama-2-7b", 8, ("q", "v"))
+
+
+def test_time_vectors():
+    assert roofline_s(1e12, 1e9, 1e12, 1e12) == 1.0
+    assert roofline_s(flop=1e9, bytes=1e12, peak_flop_per_s=1e12, bytes_per_s=1e12) == 1.0
+    assert roofline_s(np.array([1e12, 0]), 1e12, 1e12, 2e12).tolist() == [1.0, 0.5]
+    assert expected_experts(256, 8, 64) == pytest.approx(222.4, abs=0.05)
+    assert expected_experts(8, 8, 1) == 8 and expected_experts(8, 2, 1) == 2
+    assert training_hours(3.6e15, peak_flop_per_s=1e12, mfu=0.5) == 2.0
+
+
+@pytest.mark.parametrize("prior", [wall_mfu, step_mfu])
+def test_priors_never_stand_on_one_row(prior):
+    for row in catalogue_rows("accelerators"):
+        for dtype in ("bf16", "fp16", "fp8", "fp32"):
+            found = prior(row["name"], dtype)
+            assert 0 < found.p10 < found.p50 < found.p90 < 1 and found.rows >= 8
+
+
+def test_left_out_rows_are_left_out():
+    assert wall_mfu("A100-80GB-SXM", leave_out="Meta") != wall_mfu("A100-80GB-SXM")
+    assert coverage("wall")["organisations"] >= 10
+    models = {row[4] for row in _wall_rows()}
+    assert "Llama-2-7B" in models
+    assert not models & {"GPT-3 175B", "Phi-1.5", "Phi-2", "T5-11B", "ViT-22B", "Llama-3-8B",
+                         "RoBERTa-large (100k steps)", "GPT-4 (estimate)"}
+
+
+# ------------------------------------------------------------------ cost
+PRETRAIN_KEYS = ["flop", "accelerator_hours", "days", "usd", "kwh", "co2_kg",
+                 "step_tokens_per_s_per_accelerator", "memory_bytes_per_accelerator", "fits",
+                 "min_accelerators", "why", "assumptions"]
+
+
+def pretrain(**changes):
+    order = {"params": 7e9, "tokens": 2e12, "accelerator": "A100-80GB-SXM", "count": 64}
+    order |= changes
+    if "model" in changes:
+        order.pop("params")
+    return cost.estimate_pretrain(**order)
+
+
+def test_price_vectors():
+    assert cost.energy_kwh(184_320, 400, 1.1) == pytest.approx(81_100.8)
+    assert cost.energy_kwh(hours=1000, watt=500) == 500
+    assert cost.co2_kg(81_100.8, 0.385) == pytest.approx(31_223.8, abs=0.1)
+    assert cost.cottier_usd_per_hour(30_000) == pytest.approx(1.103, abs=5e-4)
+    yearly = cost.own_usd_per_hour(8766, 5, discount_rate=0.08)
+    assert yearly == pytest.approx(0.250456, abs=1e-6)
+    assert cost.own_usd_per_hour(8766 * 4, 4) == 1.0
+    assert cost.own_usd_per_hour(8766 * 4, 4, opex_share=1, utilisation=0.5) == 4.0
+    assert cost.usd_per_mtok(8 * 2.5, 2500) == pytest.approx(2.2222, abs=5e-5)
+    assert cost.usd_per_mtok(20, 2500, utilisation=0.5) == pytest.approx(4.4444, abs=5e-5)
+    assert cost.rental_usd(np.array([1, 2]), 3).tolist() == [3, 6]
+
+
+def test_pretrain_says_exactly_what_was_promised():
+    told = pretrain()
+    assert list(told) == PRETRAIN_KEYS
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    for name in ("accelerator_hours", "days", "usd", "kwh", "co2_kg",
+                 "step_tokens_per_s_per_accelerator"):
+        assert list(told[name]) == ["p10", "p50", "p90"]
+        assert told[name]["p10"] < told[name]["p50"] < told[name]["p90"]
+    for entry in told["assumptions"].values():
+        assert set(entry) == {"value", "source"} and entry["source"]
+    assert told["days"]["p50"] == pytest.approx(told["accelerator_hours"]["p50"] / 64 / 24)
+
+
+def test_pretrain_flop_rules():
+    assert pretrain()["flop"] == 6 * 7e9 * 2e12
+    assert pretrain(active_params=2e9)["flop"] == 6 * 2e9 * 2e12
+    assert pretrain(layers=32, width=4096, seq_len=2048)["flop"] == \
+        (6 * 7e9 + 12 * 32 * 4096 * 2048) * 2e12
+    exact = count_flop("llama-2-7b", 4096).total / 4096 * 2e12
+    assert pretrain(model="llama-2-7b")["flop"] == pytest.approx(exact, rel=1e-12)
+    short = count_flop("gpt2", 1024).total / 1024 * 1e10
+    assert pretrain(model="gpt2", tokens=1e10)["flop"] == pytest.approx(short, rel=1e-12)
+    half = count_flop("llama-2-7b", 2048).total / 2048 * 2e12
+    assert pretrain(model="llama-2-7b", seq_len=2048)["flop"] == pytest.approx(half, rel=1e-12)
+
+
+def test_given_values_have_no_spread():
+    told = pretrain(mfu=0.4, usd_per_hour=2, watt=400, pue=1.1, grid_kg_per_kwh=0.385)
+    hours = 6 * 7e9 * 2e12 / (312e12 * 0.4) / 3600
+    one = {"accelerator_hours": hours, "usd": 2 * hours, "kwh": hours * 0.4 * 1.1,
+           "co2_kg": hours * 0.4 * 1.1 * 0.385, "days": hours / 64 / 24,
+           "step_tokens_per_s_per_accelerator": 312e12 * 0.4 / (6 * 7e9)}
+    for name, value in one.items():
+        assert told[name]["p10"] == told[name]["p50"] == told[name]["p90"]
+        assert told[name]["p50"] == pytest.approx(value)
+    given = {"mfu", "usd_per_hour", "watt", "pue", "grid_kg_per_kwh"}
+    assert not given & set(told["assumptions"])
+    card = pretrain(model="llama-2-7b", accelerator_hours=184_320, watt=400, pue=1.1,
+                    grid_kg_per_kwh=0.385)
+    assert set(card["accelerator_hours"].values()) == {184_320}
+    assert card["co2_kg"]["p50"] == pytest.approx(31_222, rel=1e-3)  # Llama-2's card
+
+
+def test_unknown_prices_are_null_and_said():
+    told = pretrain(accelerator="TPUv7 (Ironwood)")
+    assert told["usd"] is None and told["kwh"] is None and told["co2_kg"] is None
+    assert "usd is null" in told["why"] and "watt" in told["why"]
+    assert told["flop"] > 0 and told["accelerator_hours"]["p50"] > 0
+    given = pretrain(accelerator="TPUv7 (Ironwood)", usd_per_hour=5, watt=900)
+    assert given["usd"]["p50"] > 0 and given["co2_kg"]["p50"] > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": "llama-3.1-405b"}, {"model": "gpt2"},
+                                     {"params": 1e12}, {"accelerator": "T4"}])
+def test_min_accelerators_is_the_least_that_fits(changes):
+    least = pretrain(**changes)["min_accelerators"]
+    assert pretrain(**changes | {"count": least})["fits"]
+    if least > 1:
+        smaller = pretrain(**changes | {"count": least - 1})
+        assert not smaller["fits"] and str(f"{least:,}") in smaller["why"]
+    memory = pretrain(**changes | {"count": least})["memory_bytes_per_accelerator"]
+    chip = Accelerator.named(changes.get("accelerator", "A100-80GB-SXM"))
+    assert 0.85 * chip.memory_bytes < chip.memory_bytes * (1 - cost.RESERVE)
+    assert memory <= chip.memory_bytes * (1 - cost.RESERVE)
+
+
+def test_nothing_fits_is_an_answer():
+    told = pretrain(model="llama-3.1-405b", accelerator="T4")
+    assert told["fits"] is False and told["min_accelerators"] is None
+    assert told["usd"]["p50"] > 0 and "too large for any number" in told["why"]
+
+
+def test_few_tokens_warn():
+    with pytest.warns(UserWarning, match="below a hundredth"):
+        told = pretrain(tokens=6e7)
+    assert "warning" in told["why"] and told["flop"] == 6 * 7e9 * 6e7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain(tokens=8e7)
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"mfu": 45}, "did you mean 0.45?"), ({"mfu": 0}, "mfu=0"), ({"mfu": math.nan}, "mfu=nan"),
+    ({"mfu": 1e9}, "mfu="), ({"mfu": "0.4"}, "mfu='0.4'"), ({"tokens": 0}, "tokens=0"),
+    ({"tokens": -1}, "tokens=-1"), ({"tokens": math.inf}, "tokens=inf"),
+    ({"tokens": 2e21}, "tokens=2e+21"), ({"count": 0}, "count=0"),
+    ({"count": 1.5}, "count=1.5"),
+    ({"count": math.nan}, "count=nan"), ({"params": 7e18}, "params=7e+18"),
+    ({"params": None}, "give exactly one"), ({"active_params": 8e9}, "active_params"),
+    ({"layers": 32}, "width=None is missing"), ({"layers": 0, "width": 8}, "layers=0"),
+    ({"accelerator": "H100"}, "near: H100"), ({"accelerator": ""}, "accelerator=''"),
+    ({"accelerator_hours": 0}, "accelerator_hours=0"), ({"usd_per_hour": -2}, "per_hour=-2"),
+    ({"watt": 0}, "watt=0"), ({"pue": 0.9}, "pue=0.9"), ({"pue": 110}, "pue=110"),
+    ({"grid_kg_per_kwh": 385}, "did you mean 0.385"), ({"dtype": "fp8"}, "dtype='fp8'"),
+    ({"dtype": "bf61"}, "dtype='bf61'"), ({"model": "gpt9"}, "model='gpt9'"),
+    ({"model": "gpt2", "layers": 3}, "layers=3"),
+    ({"model": "gpt2", "seq_len": 2048}, "seq_len=2048")])
+def test_pretrain_refuses_nonsense(changes, told):
+    with pytest.raises(InputError) as problem:
+        pretrain(**changes)
+    assert told in str(problem.value)
+
+
+PLAN = {"examples": 1000, "seq_len": 128, "batch_size": 16, "epochs": 2,
+        "accelerator": "A100-80GB-SXM"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_plan_counts_every_step(method):
+    told = cost.estimate_finetune_plan(model="bert-base-uncased", method=method, **PLAN)
+    assert list(told) == ["predicted_s", "predicted_cpu_s", "predicted_flop",
+                          "predicted_peak_bytes", "fits", "why"]
+    heads = {"modules_to_save": ("pooler", "classifier")}
+    whole, rest = (step_flop("bert-base-uncased", batch=rows, tokens=128, method=method,
+                             **heads).total for rows in (16, 8))
+    assert told["predicted_flop"] == 2 * (62 * whole + rest)
+    assert told["predicted_cpu_s"] is None and "predicted_cpu_s is null" in told["why"]
+    share = step_mfu("A100-80GB-SXM").p50
+    assert told["predicted_s"] == pytest.approx(told["predicted_flop"] / (312e12 * share))
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_plan_fits_or_says_not():
+    big = PLAN | {"model": "llama-2-7b", "seq_len": 1024, "batch_size": 1}
+    full, lora = (cost.estimate_finetune_plan(method=method, **big)
+                  for method in ("full", "lora"))
+    assert not full["fits"] and full["predicted_peak_bytes"] > 16 * 6.7e9
+    assert lora["fits"] and 13.5e9 < lora["predicted_peak_bytes"] < 30e9
+    shared = cost.estimate_finetune_plan(method="full", count=8, **big)
+    assert shared["fits"] and shared["predicted_s"] == pytest.approx(full["predicted_s"] / 8)
+
+
+@pytest.mark.parametrize("changes", [
+    {"examples": 0}, {"seq_len": 0}, {"seq_len": 513}, {"batch_size": 1.5}, {"epochs": -1},
+    {"count": 0}, {"method": "qlora"}, {"dtype": "fp9"}, {"accelerator": "A1000"}, {"r": 0},
+    {"examples": math.nan}, {"seq_len": "128"}])
+def test_plan_refuses_nonsense(changes):
+    order = PLAN | {"model": "bert-base-uncased", "method": "lora"} | changes
+    with pytest.raises(InputError):
+        cost.estimate_finetune_plan(**order)
+
+
+# ------------------------------------------------------------------ light
+LIGHT = """
+import sys, time
+import numpy
+before = set(sys.modules)
+start = time.perf_counter()
+{work}
+seconds = time.perf_counter() - start
+names = "torch", "transformers", "pandas", "scipy", "matplotlib", "tokenizers"
+heavy = set(names) & set(sys.modules)
+assert not heavy, heavy
+print(seconds)
+"""
+
+
+@pytest.mark.parametrize("work", [
+    "from flm_nb.count.params import describe_params; describe_params('llama-2-7b')",
+    "from flm_nb.invest.cost import estimate_pretrain; estimate_pretrain(model='llama-2-7b', "
+    "tokens=2e12, accelerator='A100-80GB-SXM', count=64)",
+    "from flm_nb.invest.cost import estimate_finetune_plan as plan; plan(model='gpt2', "
+    "method='lora', examples=100, seq_len=64, accelerator='T4')"])
+def test_counting_is_light(work):
+    """A quarter of a second beyond numpy; the fastest of three, for the machine may be busy."""
+    seconds = [float(subprocess.run([sys.executable, "-c", LIGHT.format(work=work)], text=True,
+                                    capture_output=True, check=True).stdout) for _ in range(3)]
+    assert min(seconds) < 0.25

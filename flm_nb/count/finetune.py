@@ -143,7 +143,7 @@ def training_seconds(
 # %% ../../nbs/8_count/85_finetune.ipynb #memory
 ACTIVATION_BYTES = {  # per token and layer: of D, of F, and the share that a frozen body saves
     "bf16": (45.0, 4.0, 0.07), "fp32": (68.0, 8.0, 0.0)}
-HEAP_HOLES = 0.3  # of the activations again, from batches of many shapes [fraction]
+HEAP_HOLES = 0.6  # of the activations again, from batches of many shapes [fraction]
 KERNEL_BYTES = 7e6  # kept for each distinct shape [B]
 
 def training_peak_bytes(
@@ -156,7 +156,7 @@ def training_peak_bytes(
 ) -> float:  # rise of the resident memory of the process [B]
     """Predict how far a training on the CPU raises a process's memory.
 
-    4 P + 12 P_learning + 2 P_matrices (bf16) + 1.3 * tokens * L * (a D + b F) + kernels
+    4 P + 12 P_learning + 2 P_matrices (bf16) + 1.6 * tokens * L * (a D + b F) + kernels
     Source: coefficients fitted on benchmarks/results/memory.csv.
     Ignores: eager attention, whose scores are kept; other optimizers than Adam.
     """

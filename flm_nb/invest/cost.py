@@ -283,8 +283,8 @@ def _pretrain(given):
         check_fraction("mfu", given["mfu"])
     chip, dtype, count = Accelerator.named(given["accelerator"]), given["dtype"], given["count"]
     peak, why = chip.peak(dtype), []
-    assumed = {"dtype": {"value": dtype, "source": f"dense peak {peak / 1e12:g} TFLOP/s of "
-                         f"{chip.name}"}}
+    assumed = {"dtype": {"value": dtype, "source": f"bf16 unless given; dense peak "
+                         f"{peak / 1e12:g} TFLOP/s of {chip.name}"}}
     flop, params, active, kept = _pretrain_flop(given, assumed)
     hours, speed = _hours_and_speed(chip, flop, given, assumed)
     count = int(count)

@@ -76,7 +76,7 @@ def best_changes(
         worth = np.where(able(values), medians(values), -np.inf)
         return np.where(np.isfinite(worth).any(0), worth.argmax(0), -1)
 
-    grid = _grid(low, high, whole)
+    grid = _grid(low, high, whole, int(np.clip(2.4e7 / study.draws, 33, 241)))
     flips = able(grid)
     for path, place in np.argwhere(flips[:, 1:] != flips[:, :-1]):
         sides = _halve(grid[place], grid[place + 1], lambda x, p=path: able([x])[p, 0], whole)
@@ -93,11 +93,11 @@ def best_changes(
     return found
 
 
-def _grid(low, high, whole):
+def _grid(low, high, whole, points):
     """Values to look at: evenly and, above zero, also by equal factors."""
-    values = np.linspace(low, high, 241)
+    values = np.linspace(low, high, points)
     if low > 0:
-        values = np.append(values, np.geomspace(low, high, 241))
+        values = np.append(values, np.geomspace(low, high, points))
     if whole:
         values = np.arange(low, high + 1) if high - low < 2000 else np.rint(values)
     return np.unique(np.clip(values, low, high))

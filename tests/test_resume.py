@@ -1,0 +1,113 @@
+"""A training that is killed and resumed ends in the same bytes as one that is left alone."""
+import csv
+import json
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from flm_nb.adapt.finetune import tune
+from flm_nb.core import InputError, file_sha256
+from flm_nb.train.checkpoint import list_checkpoints
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] good bad a the film very long".split()
+KILLS = 6
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    work = tmp_path_factory.mktemp("resume")
+    (work / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(work / "vocab.txt")).save_pretrained(work / "base")
+    torch.manual_seed(0)
+    BertForSequenceClassification(BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64)).save_pretrained(work / "base")
+    chance = random.Random(0)
+    with open(work / "films.csv", "w", newline="") as file:
+        sheet = csv.writer(file)
+        sheet.writerow(["text", "label"])
+        for i in range(300):
+            filler = " ".join(chance.choices(WORDS[7:], k=chance.randint(2, 20)))
+            sheet.writerow([f"{filler} {('bad', 'good')[i % 2]} film {i}", i % 2])
+    return {"data": str(work / "films.csv"), "text": "text", "label": "label", "epochs": 4,
+            "model": str(work / "base"), "max_length": 32, "batch_size": 8, "lr": 1e-3,
+            "save_every": 5, "valid_share": 0.1, "progress": False}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(job, method, tmp_path):
+    weights = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}[method]
+    alone = tune(**job, method=method, out=str(tmp_path / "alone"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["flm_nb.adapt.finetune"])
+    settings = job | {"method": method, "out": str(tmp_path / "killed"), "resume": True}
+    moments, killed = random.Random(method), 0
+    for _ in range(30):
+        if killed == KILLS:
+            break
+        child = context.Process(target=tune, kwargs=settings)
+        child.start()
+        seen = len(list_checkpoints(tmp_path / "killed"))
+        while child.is_alive() and len(list_checkpoints(tmp_path / "killed")) == seen < 2:
+            time.sleep(0.005)  # let it get somewhere before the first kills
+        time.sleep(moments.uniform(0, 0.4))
+        killed += child.is_alive()
+        child.kill()
+        child.join()
+        if (tmp_path / "killed" / "run.json").exists():
+            break
+    assert killed >= 2, "the run was over before it could be killed twice"
+    resumed = tune(**settings)
+    assert resumed["resumed_step"] > 0
+    alone_bytes, killed_bytes = (file_sha256(tmp_path / run / weights)
+                                 for run in ("alone", "killed"))
+    assert alone_bytes == killed_bytes
+    assert resumed["accuracy"] == alone["accuracy"]
+    if resumed["losses"]:  # None if the last child had finished already
+        assert resumed["losses"] == alone["losses"]
+
+
+def test_the_saved_model_has_nothing_of_the_run_in_it(job, tmp_path):
+    for name in ("one", "two"):
+        tune(**job, out=str(tmp_path / name))
+    for file in ("model.safetensors", "config.json", "flm.json", "tokenizer.json"):
+        assert file_sha256(tmp_path / "one" / file) == file_sha256(tmp_path / "two" / file)
+    everything = "".join(path.read_text("utf-8", errors="ignore")
+                         for path in (tmp_path / "one").iterdir())
+    assert str(tmp_path) not in everything and job["model"] not in everything
+
+
+def test_another_setting_or_other_data_does_not_resume(job, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    child = context.Process(target=tune, kwargs=job | {"out": str(tmp_path)})
+    child.start()
+    while child.is_alive() and not list_checkpoints(tmp_path):
+        time.sleep(0.005)
+    child.kill()
+    child.join()
+    assert list_checkpoints(tmp_path)
+    with pytest.raises(InputError, match="lr=0.01 differs from 0.001 of the saved run"):
+        tune(**job | {"lr": 0.01}, out=str(tmp_path), resume=True)
+    with pytest.raises(InputError, match="another model or other data"):
+        tune(**job | {"valid_share": 0.3}, out=str(tmp_path), resume=True)
+
+
+def test_a_broken_checkpoint_is_passed_over(job, tmp_path, capsys):
+    context = multiprocessing.get_context("forkserver")
+    child = context.Process(target=tune, kwargs=job | {"out": str(tmp_path)})
+    child.start()
+    while child.is_alive() and len(list_checkpoints(tmp_path)) < 2:
+        time.sleep(0.005)
+    child.kill()
+    child.join()
+    newest, before = list_checkpoints(tmp_path)[:2]
+    tensors = newest / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-40])
+    resumed = tune(**job, out=str(tmp_path), resume=True)
+    step = json.loads((before / "state.json").read_text())["step"] if before.exists() else None
+    assert resumed["resumed_step"] == int(before.name.split("-")[1]) and step is None
+    assert f"{newest.name} is broken" in capsys.readouterr().err
