@@ -4,6 +4,8 @@
 
 The coefficients of the formula were fitted to such a table; the last column is what they miss.
 """
+import tempfile
+
 import torch
 from common import write_table
 from transformers import BertConfig, BertForSequenceClassification
@@ -13,7 +15,7 @@ from flm_nb.adapt.lora import add_lora
 from flm_nb.count.finetune import training_peak_bytes
 from flm_nb.plan import plan_batches
 from flm_nb.specs import ModelSpec
-from flm_nb.tasks.heads import classification_loss
+from flm_nb.tasks.heads import classification_loss, load_classifier
 from flm_nb.train.loop import FitConfig, fit
 from flm_nb.train.measure import peak_memory
 
@@ -52,10 +54,10 @@ def config_of(layers, width):
                       num_attention_heads=width // 32, attention_probs_dropout_prob=0.0)
 
 
-def measured(layers, width, method, precision, rows, tokens):
+def measured(folder, method, precision, rows, tokens):
     """Rise of the resident memory from before the model is built to the end of the loop."""
     with peak_memory() as memory:
-        model = BertForSequenceClassification(config_of(layers, width))
+        model = load_classifier(folder, ["0", "1"])
         if method == "lora":
             model = add_lora(model)
         fit(model, RandomTexts(rows, tokens), FitConfig(
@@ -74,7 +76,11 @@ def main():
                                         method=method, precision=precision)
         job = {"layers": layers, "width": width, "method": method, "precision": precision,
                "rows": rows, "tokens": tokens}
-        found = in_new_process(measured, job)
+        with tempfile.TemporaryDirectory() as folder:
+            BertForSequenceClassification(config_of(layers, width)).save_pretrained(folder)
+            found = in_new_process(measured, {
+                "folder": folder, "method": method, "precision": precision, "rows": rows,
+                "tokens": tokens})
         table.append(job | {"tokens": " ".join(map(str, tokens)), "measured_bytes": found,
                             "predicted_bytes": f"{predicted:.5g}",
                             "ratio": f"{found / predicted:.3f}"})

@@ -95,8 +95,6 @@ def _read_flags(saved, family, head_class, sizes):
                          "not counted here; set it to false")
     activation = saved.get("activation_function") or saved.get("hidden_act")
     facts = {key: saved[key] for key in layout["flags"]} | {
-        "tie_word_embeddings": saved.get("tie_word_embeddings", False)
-        or layout.get("always_tied", False),
         "projected": sizes.get("embed", sizes["width"]) != sizes["width"],
         "final_norm": bool(saved.get("do_layer_norm_before")
                            and not saved.get("_remove_final_layer_norm")
@@ -105,7 +103,8 @@ def _read_flags(saved, family, head_class, sizes):
         "gated": str(saved.get("feed_forward_proj")).startswith("gated"),
         "q_lora_rank": "qrank" in sizes,
         "encoder_only": head_class in layout.get("encoder_only", [])}
-    return frozenset(name for name, holds in facts.items() if holds)
+    return frozenset(name for name, holds in facts.items() if holds).union(
+        layout.get("always", []))
 
 
 def _sparse_layers(saved, rule, layers):

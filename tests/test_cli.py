@@ -125,7 +125,8 @@ def test_not_fitting_is_an_answer(capsys):
 @pytest.mark.parametrize("words, told", [
     (["--params", "7B", "--mfu", "45"], "mfu=45"),
     (["--params", "7B", "--mfu", "0"], "mfu"),
-    (["--params", "nan"], "nan"), (["--params", "-7B"], "--params"), (["--params", "0"], "params"),
+    (["--params", "nan"], "nan"), (["--params", "-7B"], "--params"),
+    (["--params", "0"], "params"),
     (["--params", "7B", "--dtype", "fp12"], "fp12"), (["--params", "7Q"], "7Q"),
     ([], "--model"), (["--params", "7B", "--model", "gpt2"], "not allowed with"),
     (["--params", "7B", "--active-params", "8B"], "active"),
