@@ -49,7 +49,7 @@ def main():
                     f"measured_{name}": f"{measured:.5g}",
                     f"ratio_{name}": f"{measured / predicted:.3f}"}
         rows.append(row | {"fp32_flop_per_s_before": f"{before:.3g}"})
-        shown = [key for key in row if key in ("texts", "max_length", "method") or "ratio" in key]
+        shown = [key for key in row if key in ("texts", "method") or "ratio" in key]
         print(*(f"{key}={row[key]}" for key in shown), flush=True)
     write_table("finetune_estimate", rows)
 

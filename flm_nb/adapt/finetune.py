@@ -79,7 +79,7 @@ def tune(
             history = fit(tuned, job.bundle.train, config, loss=classification_loss, out=out,
                           resume=resume, progress=progress)
         save_tuned(out, tuned, job.tokenizer, labels=job.labels, max_length=max_length,
-                   base=base_facts(model))
+                   base=job.base)
         job.finish(out, config)
     return job.summary(tuned, config, history) | {"measured_peak_bytes": memory["rise_bytes"]}
 
@@ -90,6 +90,7 @@ class _Job:
     def __init__(self, data, text, label, model, max_length, seed, valid_share, method, r):
         self.model, self.method, self.r, self.seed = model, method, r, seed
         self.tokenizer = load_tokenizer(model, max_length)
+        self.base = base_facts(model) if method == "lora" else None
         texts, labels = read_rows(data, text, label)
         self.labels = sorted(set(labels))
         self.bundle = text_bundle(

@@ -31,6 +31,7 @@ from flm_nb.core import (
     cache_folder,
     catalogue_rows,
     file_sha256,
+    hub_or_cache,
     model_folder,
 )
 from ..data.text import TextPart
@@ -45,10 +46,14 @@ def load_tokenizer(
 ) -> "transformers.PreTrainedTokenizerBase":
     """Load a tokenizer that can pad; raises InputError if there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_folder(model) or model)
+        with hub_or_cache():
+            tokenizer = AutoTokenizer.from_pretrained(model_folder(model) or model)
     except (OSError, ValueError) as problem:
         raise InputError("model", str(model), "has no tokenizer; save one beside its weights "
                          f"({str(problem).splitlines()[0]})") from None
+    if not 3 <= max_length <= tokenizer.model_max_length:
+        raise InputError("max_length", max_length, "is not from 3 to the "
+                         f"{tokenizer.model_max_length} tokens that the model reads")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.model_max_length = max_length
     return tokenizer
@@ -84,7 +89,7 @@ def save_tuned(
     *,
     labels: Sequence[str],  # names of the classes, in order
     max_length: int,  # texts are cut to this [tokens]
-    base: dict[str, str | None],  # of `base_facts`
+    base: dict[str, str | None] | None = None,  # of `base_facts`, for an adapter
 ) -> None:
     """Save a tuned model; every file is whole or absent, and no path of this machine is in it.
 

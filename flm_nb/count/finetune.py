@@ -10,11 +10,12 @@ __all__ = ['HEADS', 'WORK', 'ACTIVATION_BYTES', 'HEAP_HOLES', 'KERNEL_BYTES', 't
 # %% ../../nbs/8_count/85_finetune.ipynb #imports
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, model_folder, pick_precision
+from ..core import InputError, hub_or_cache, model_folder, pick_precision
 from .flop import step_flop
 from .params import count_params, find_targets, list_pieces
 from ..plan import padded_shapes, plan_batches, read_rows, split_rows, token_lengths
@@ -213,10 +214,7 @@ def predict_finetune(
 
     Raises: InputError for bad input, or if the machine has no profile.
     """
-    folder = model_folder(model)
-    if folder is None:
-        raise InputError("model", str(model), "is no folder here; give one with config.json "
-                         "and tokenizer.json, or plan with --examples and --seq-len")
+    folder = model_folder(model) or _from_hub(str(model))
     for name, value in {"epochs": epochs, "max_length": max_length, "r": r}.items():
         if not (type(value) is int and value >= 1):
             raise InputError(name, value, "is not a whole number from 1")
@@ -236,6 +234,23 @@ def predict_finetune(
         **seconds, spread=prices.spread, shapes=shapes, source=prices.source,
         flop=float(flop.sum()),
         peak_bytes=training_peak_bytes(spec, shapes, method=method, r=r, precision=precision))
+
+
+def _from_hub(name):
+    """Folder with the config and the tokenizer of a model of the hub, fetched or cached."""
+    remedy = ("is no folder here; give one with config.json and tokenizer.json, or plan with "
+              "--examples and --seq-len")
+    if name.count("/") != 1 or not find_spec("huggingface_hub"):
+        raise InputError("model", name, remedy)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with hub_or_cache():
+            paths = [hf_hub_download(name, file) for file in ("config.json", "tokenizer.json")]
+    except Exception as problem:  # no network, no such model, no permission: one answer
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0][:80]
+        raise InputError("model", name, f"{remedy} (the hub: {reason})") from None
+    return Path(paths[0]).parent
 
 
 def estimate_finetune(
