@@ -68,19 +68,16 @@ def tune(
         epochs=epochs, batch_size=batch_size, lr=LEARNING_RATES[method] if lr is None else lr,
         seed=seed, save_every=save_every, precision=precision)
     job = _Job(data, text, label, model, max_length, seed, valid_share, method, r)
-    history, memory = None, {"rise_bytes": None}
     if resume and job.is_finished(out, config):
         tuned, _, _ = load_tuned(out, base=None if method == "full" else model)
-    else:
-        if not resume:
-            clear_checkpoints(out)
-        with peak_memory() as memory:
-            tuned = job.build()
-            history = fit(tuned, job.bundle.train, config, loss=classification_loss, out=out,
-                          resume=resume, progress=progress)
-        save_tuned(out, tuned, job.tokenizer, labels=job.labels, max_length=max_length,
-                   base=job.base)
-        job.finish(out, config)
+        return job.summary(tuned, config, None) | {"measured_peak_bytes": None}
+    if not resume:
+        clear_checkpoints(out)
+    with peak_memory() as memory:
+        tuned = job.build()
+        history = fit(tuned, job.bundle.train, config, loss=classification_loss, out=out,
+                      resume=resume, progress=progress)
+    job.finish(tuned, out, config)
     return job.summary(tuned, config, history) | {"measured_peak_bytes": memory["rise_bytes"]}
 
 
@@ -115,8 +112,10 @@ class _Job:
         kept = {name: value for name, value in asdict(config).items() if name != "save_every"}
         return {"config": kept, "data": self.fingerprint}
 
-    def finish(self, out, config):
-        """Note that the run has ended, then drop its checkpoints."""
+    def finish(self, tuned, out, config):
+        """Save the model, note that the run has ended, then drop its checkpoints."""
+        save_tuned(out, tuned, self.tokenizer, labels=self.labels, base=self.base,
+                   max_length=self.tokenizer.model_max_length)
         atomic_write(Path(out) / "run.json", json.dumps(self.record(config), indent=1))
         clear_checkpoints(out)
 

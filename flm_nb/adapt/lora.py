@@ -35,8 +35,11 @@ class LowRank(torch.nn.Module):
         self.B = torch.nn.Parameter(torch.zeros(linear.out_features, r))
         torch.nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the layer and its detour to x [..., D_in]."""
+    def forward(
+        self,
+        x: torch.Tensor,  # any number of vectors [..., D_in]
+    ) -> torch.Tensor:  # [..., D_out]
+        """Apply the layer and its detour."""
         return self.linear(x) + self.scale * (x @ self.A.T @ self.B.T)
 
     def merged(self) -> torch.nn.Linear:

@@ -57,11 +57,12 @@ class FitConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and low <= value <= high):
                 raise InputError(name, value, f"is not between {low:g} and {high:g}")
-        for name, words in {"optimizer": ("adamw", "sgd"), "precision": ("auto", "fp32", "bf16"),
+        for name, words in {"optimizer": ("adamw", "sgd"),
+                            "precision": ("auto", "fp32", "bf16"),
                             "schedule": ("linear", "cosine", "constant")}.items():
             if getattr(self, name) not in words:
-                words = ", ".join(words)
-                raise InputError(name, getattr(self, name), f"is unknown; write {words}")
+                raise InputError(name, getattr(self, name),
+                                 f"is unknown; write {', '.join(words)}")
 
 # %% ../../nbs/4_train/41_loop.ipynb #schedule
 def learning_rate(
@@ -100,8 +101,7 @@ def _optimizer(model, config):
     """AdamW or SGD over two groups: matrices, which decay, and the rest, which does not."""
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     if not learning:
-        name = type(model).__name__
-        raise InputError("model", name, "has no weight to train; unfreeze one")
+        raise InputError("model", type(model).__name__, "has no weight to train")
     groups = [{"params": [w for w in learning if w.dim() >= 2],
                "weight_decay": config.weight_decay},
               {"params": [w for w in learning if w.dim() < 2], "weight_decay": 0.0}]
@@ -135,8 +135,8 @@ class History:
     """What happened in a run; grows in place while `fit` runs."""
     total_steps: int  # planned [steps]
     resumed_step: int = 0  # taken over from a checkpoint [steps]
-    steps: list[dict[str, float]] = field(default_factory=list)  # step, loss, lr, grad_norm
-    evaluations: list[dict[str, float]] = field(default_factory=list)  # step, epoch, value
+    steps: list[dict[str, float]] = field(default_factory=list)  # step, loss, … [nats]
+    evaluations: list[dict[str, float]] = field(default_factory=list)  # one per epoch [nats]
     wall_s: float = 0.0  # of the steps done here, checkpoints included [s]
     cpu_s: float = 0.0  # user and system time of the same, all cores [s]
     rows: int = 0  # seen here, by all processes [rows]
@@ -151,10 +151,19 @@ class History:
 class Bundle(Protocol):
     """What `fit` asks of data."""
 
-    def plan(self, *, batch_size: int, seed: int, epoch: int) -> Sequence[np.ndarray]:
+    def plan(
+        self,
+        *,
+        batch_size: int,  # rows of one optimizer step [rows]
+        seed: int,  # of the run [seed]
+        epoch: int,  # each has its own order [count]
+    ) -> Sequence[np.ndarray]:
         """Row numbers of every step of an epoch."""
 
-    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    def batch(
+        self,
+        rows: np.ndarray,  # row numbers [B]
+    ) -> dict[str, torch.Tensor]:
         """The tensors of some rows, under the names that the model's forward takes."""
 
 # %% ../../nbs/4_train/41_loop.ipynb #fit
@@ -165,7 +174,7 @@ def fit(
     *,
     loss: Callable[[object, Mapping], torch.Tensor],  # (outputs, batch) -> mean over rows
     extra_loss: Callable[[torch.nn.Module, Mapping], torch.Tensor] | None = None,  # added to it
-    evaluate: Callable[[torch.nn.Module], float] | None = None,  # after each epoch; low is good
+    evaluate: Callable[[torch.nn.Module], float] | None = None,  # per epoch [low is good]
     callbacks: Sequence[Callable[[dict, torch.nn.Module], None]] = (),  # after each step
     out: str | Path | None = None,  # where checkpoints go; None keeps none
     resume: bool = False,  # go on from the newest checkpoint in `out`
@@ -259,8 +268,8 @@ class _Run:
         except RuntimeError as problem:
             if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
                 held = sum(w.nbytes for w in self.raw.parameters())
-                shape = batch["input_ids"].shape if "input_ids" in batch else (len(rows), 0)
-                raise OutOfMemory(len(rows), shape[-1], held) from None
+                longest = batch["input_ids"].shape[-1] if "input_ids" in batch else 0
+                raise OutOfMemory(len(rows), longest, held) from None
             raise
         mask = batch.get("attention_mask")
         seen = mask.sum().item() if mask is not None else next(iter(batch.values())).numel()

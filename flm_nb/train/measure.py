@@ -136,7 +136,7 @@ class _RandomTexts:
 
 
 def reference_step(
-    case: tuple[int, int, int, int, int, str],  # one row of REFERENCE
+    case: tuple[int, int, int, int, int, str],  # one row of REFERENCE [counts]
     precision: str,  # "fp32" or "bf16"
     steps: int = 3,  # timed, after one that warms up [steps]
 ) -> dict[str, object]:  # the case by name, with wall_s and cpu_s of one step
