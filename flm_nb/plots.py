@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'INK', 'new_axes', 'Picture', 'with_alt', 'loss_curve', 'band', 'bars_with_intervals', 'predicted_measured',
-           'spread', 'threshold_lines']
+           'spread', 'threshold_lines', 'mark_places']
 
 # %% ../nbs/0_ground/05_plots.ipynb #imports
 from base64 import b64encode
@@ -281,19 +281,25 @@ def threshold_lines(
     typical = np.median(np.abs([mid for _, mid, _ in lines.values()])) or 1.0
     ax.set_yscale("symlog", linthresh=10 ** np.round(np.log10(typical)), linscale=0.5)
     marks = dict(crossings) | ({} if today is None else {today: "today"})
-    _mark(ax, marks, today)
+    mark_places(ax, marks, today=today)
     _name_ends(ax, {name: mid[-1] for name, (_, mid, _) in lines.items()}, taken)
     for axis in (ax.xaxis, ax.yaxis):
         _short_numbers(axis)
     return ax
 
 
-def _mark(ax, marks, today):
-    """Upright lines with their words above the frame, in rows where they would overlap."""
+def mark_places(
+    ax: "matplotlib.axes.Axes",  # axes with a logarithmic scale along x
+    marks: Mapping[float, str],  # place -> words above it [like x]
+    *,
+    today: float | None = None,  # the place with a dotted line instead of dashes [like x]
+    letter: float = 0.015,  # width of one letter [share of the axes]
+) -> None:
+    """Draw upright lines, their words above the frame, in rows where they would overlap."""
     left, right = np.log(ax.get_xlim())
     filled = []  # per row, how far its words reach as a fraction of the axes
     for place, words in sorted(marks.items()):
-        half = 0.0075 * len(words)
+        half = letter * len(words) / 2
         middle = float(np.clip((np.log(place) - left) / (right - left), half, 1 - half))
         row = next((i for i, end in enumerate(filled) if end < middle - half), len(filled))
         filled[row:row + 1] = [middle + half + 0.02]

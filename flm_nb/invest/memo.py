@@ -16,9 +16,10 @@ import numpy as np
 
 from ..core import InputError, catalogue_text
 from .cashflow import discounted_payback, irr
+from .project import KINDS
 from .ranges import chance, quantity, rule_of, usd
 from .regimes import break_even_figure, tornado_figure
-from .threshold import DRIVERS
+from .threshold import DRIVERS, driver_ends, flip_range
 from .worth import Study, cash_by_year, shown_path
 from ..units import format_si
 
@@ -35,32 +36,34 @@ def verdict(
         reasons = "; ".join(f"{path}: {one['why']}" for path, one in told.items())
         return f"Do not invest: no path can do the work ({reasons})."
     kinds, one = study.project.kinds, told[best]
-    flips = " ".join(flip_words(study, thresholds, DRIVERS[0]))
+    flips, share = flip_words(study, thresholds, DRIVERS[0]), study.best_shares()[best]
+    often = f"best in {share * 100:.0f} % of the futures drawn"
     if kinds[best] == "nothing":
         other = shown_path(study)
         rest = "" if other == best else (
             f" The next best, {other}, would be worth {usd(told[other]['npv_usd']['p50'])} in "
             f"the median{'' if told[other]['feasible'] else ', and cannot do the work'}.")
-        return f"Do not invest: doing nothing is worth most.{rest} {flips}".strip()
+        return f"Do not invest: doing nothing is worth most, {often}.{rest} {flips}".strip()
     span = (f"{usd(one['npv_usd']['p50'])} in the median "
             f"({usd(one['npv_usd']['p10'])} to {usd(one['npv_usd']['p90'])}) over "
-            f"{study.middle['project.horizon_years']:g} years, {chance(one['p_loss'])} of loss")
+            f"{study.middle['project.horizon_years']:g} years, "
+            f"{chance(one['p_loss'])} of loss, {often}")
     if one["npv_usd"]["p50"] < 0:
         return (f"Do not invest: even the best path, {best}, is worth {span}; "
                 f"doing nothing is worth 0. {flips}").strip()
     cash = cash_by_year(study, best)
     today, first = -cash["start"][0], -cash["tokens"][1] - cash["fixed"][1]
     word = "Invest in" if one["p_loss"] <= MOST_LOSSES else "Pilot before investing in"
-    return (f"{word} {best}: {usd(today)} today and {usd(first)} in the first year. "
-            f"It is worth {span}. {flips}").strip()
+    return (f"{word} {best}: {usd(today)} today and {usd(first)} in the first year, "
+            f"worth {span}. {flips}").strip()
 
 
 def flip_words(
     study: Study,  # a valued project
     thresholds: Sequence[Mapping],  # what `all_thresholds` found
     driver: str,  # dotted key
-) -> list[str]:  # at most two sentences: the change below and the one above
-    """Say below and above which value of a driver another path is best."""
+) -> str:  # one sentence on the change below and the one above; empty if there is none
+    """Say below and above which value of a driver another path is best, and how surely."""
     today, unit = study.middle[driver], rule_of(driver).unit
     mine = [one for one in thresholds if one["driver"] == driver]
     below = [one for one in mine if one["value"] <= today][-1:]
@@ -68,9 +71,21 @@ def flip_words(
     said = {None: "no path can do the work"} | {
         path: f"{'doing nothing' if kind == 'nothing' else path} is better"
         for path, kind in study.project.kinds.items()}
-    words = [f"Below {quantity(one['value'], unit)}, {said[one['from']]}." for one in below]
-    return words + [f"From {quantity(one['value'], unit)} on, {said[one['to']]}."
-                    for one in above]
+    words = [f"below {quantity(one['value'], unit)} {said[one['from']]}{_span(study, one)}"
+             for one in below]
+    words += [f"from {quantity(one['value'], unit)} on {said[one['to']]}{_span(study, one)}"
+              for one in above]
+    told = ", ".join(words)
+    return f"{told[:1].upper()}{told[1:]}." if told else ""
+
+
+def _span(study, change):
+    """Where eight draws in ten see a change, in brackets; nothing where that is unknown."""
+    ends = flip_range(study, change)
+    if ends is None:
+        return ""
+    low, high = ("never" if end == np.inf else format_si(end) for end in ends)
+    return f" (80 % range {low} to {high})"
 
 # %% ../../nbs/9_invest/99_memo.ipynb #blocks
 def memo_blocks(
@@ -92,7 +107,7 @@ def memo_blocks(
         [("head", "What moves it most"),
          ("figure", tornado_figure(study, path) or f"No number moves the worth of {path}.")])
     yield "head", "The ways to do it, doing nothing included (net present value in USD)"
-    yield "table", *_paths_table(answer, study.project.kinds)
+    yield "table", *_paths_table(study, answer)
     yield from _side_by_side(
         [("head", f"Cash of {path} in USD, every number at its P50"),
          ("table", *_cash_table(study, path)), ("text", _return_words(study, path))],
@@ -105,10 +120,13 @@ def memo_blocks(
     yield "head", "Assumptions, with their sources"
     yield "table", *_assumptions_table(study.project)
     yield "foot", (
-        f"flm_nb {version('flm_nb')} · {file} · {study.draws:,} draws, seed {study.seed} · "
-        "ranges are P10 to P90, chances to the nearest 5 % · value and running cost fall at "
-        "each year's end, the first outlay today and undiscounted · advice: invest where at "
-        f"most {MOST_LOSSES:.0%} of the draws lose, else pilot first")
+        f"NPV, net present value: all cash of {study.middle['project.horizon_years']:g} years, "
+        f"brought to today at {quantity(study.middle['project.discount_rate'], 'per year')}; "
+        "value and running cost fall at each year's end, the first outlay today · one draw is "
+        "one future: every range drawn once; one future in ten lies below P10, one in ten "
+        "above P90, and an 80 % range holds the other eight · advice: invest where at most "
+        f"{MOST_LOSSES * 100:.0f} % of the draws lose, else pilot first · "
+        f"flm_nb {version('flm_nb')} · {file} · {study.draws:,} draws, seed {study.seed}")
 
 
 def _side_by_side(left, right):
@@ -119,19 +137,22 @@ def _amount(amount):
     return usd(amount).replace("USD ", "")
 
 
-def _paths_table(answer, kinds):
-    rows = []
+def _paths_table(study, answer):
+    kinds, rows, often = study.project.kinds, [], study.best_shares()
     for path, one in answer["paths"].items():
         mark = "★ " * (path == answer["best"])
         low, mid, high = (_amount(one["npv_usd"][q]) for q in ("p10", "p50", "p90"))
         loss = chance(one["p_loss"]).removesuffix(" chance")
         loss = "–" if kinds[path] == "nothing" else loss
-        rows.append([f"{mark}{path}", kinds[path].replace("_", " "), low, mid, high, loss,
+        rows.append([f"{mark}{path}", study.project.notes[path].rstrip("."), low, mid, high,
+                     loss, f"{often[path] * 100:.0f} %",
                      f"{'yes' if one['feasible'] else 'NO'}: {one['why']}"])
     if "nothing" not in kinds.values():
-        rows.append(["(doing nothing)", "nothing", "0", "0", "0", "–", "yes: always"])
-    head = ["path", "kind", "NPV P10", "P50", "P90", "chance of loss", "can it do the work"]
-    return head, rows, range(2, 6)
+        rows.append(["(doing nothing)", KINDS["nothing"], "0", "0", "0", "–", "–",
+                     "yes: always"])
+    head = ["path", "what it is", "NPV P10", "P50", "P90", "chance of loss",
+            "best in", "can it do the work"]
+    return head, rows, range(2, 7)
 
 
 def _cash_table(study, path):
@@ -149,33 +170,36 @@ def _cash_table(study, path):
 
 
 def _return_words(study, path):
-    """Payback, return where it is one, deepest debt, and who is paid."""
+    """Payback, return where it says something, deepest debt, who is paid, and which case."""
     rows, middle = cash_by_year(study, path), study.middle
     back = discounted_payback(middle["project.discount_rate"], rows["net"])
-    when = "at once" if back is not None and back < 0.1 else f"after {back or 0:.1f} years"
     words = ["Not paid back within the horizon." if back is None
-             else f"Paid back with interest {when}."]
-    if rows["net"].min() < 0 < rows["net"].max():
-        rates = irr(rows["net"])
-        rate = f"{rates[0]:.0%}" if rates and rates[0] < 10 else "above 1,000%"
-        words.append(f"Internal rate of return {rate}." if len(rates) == 1
-                     else f"{len(rates) or 'No'} internal rates of return: none is shown.")
+             else "Paid back with interest in the first year." if back < 1
+             else f"Paid back with interest after {back:.1f} years."]
+    rates = irr(rows["net"]) if rows["net"].min() < 0 < rows["net"].max() else []
+    if len(rates) == 1 and rates[0] < 2:  # beyond 200 % a year a rate says nothing more
+        words.append(f"Internal rate of return {rates[0] * 100:.0f} % a year.")
+    elif len(rates) > 1:
+        words.append(f"{len(rates)} internal rates of return: none is shown.")
     words.append(f"Deepest point of the cash: {usd(min(0.0, np.cumsum(rows['net']).min()))}.")
     people = (middle.get(f"paths.{path}.people_fte", 0) * (rows["net"].size - 1)
               * middle.get(f"paths.{path}.usd_per_fte_year", 0))
     cost = -sum(rows[name].sum() for name in ("tokens", "fixed", "start"))
     if cost > 0:
-        words.append(f"People are {people / cost:.0%} of the running and first cost"
+        words.append(f"People are {people / cost * 100:.0f} % of the running and first cost"
                      + (", which is low: are all counted?" if people < 0.2 * cost else "."))
+    if np.ptp(study.worth[path]) > 0:
+        words.append("The running total is the one case with every number at its P50; the NPV "
+                     "above is the median of all draws, so the two differ a little.")
     return " ".join(words)
 
 
 def _flip_line(study, thresholds, driver):
     today = quantity(study.middle[driver], rule_of(driver).unit)
-    name = driver.rpartition(".")[2].replace("_", " ")
-    words = " ".join(flip_words(study, thresholds, driver))
-    return (f"{name}, today {today}: "
-            f"{words or 'no other path is best from a hundredth to a hundredfold.'}")
+    low, high = (quantity(end, rule_of(driver).unit) for end in driver_ends(study, driver))
+    words = (flip_words(study, thresholds, driver)
+             or f"the answer is the same from {low} to {high}.")
+    return f"{rule_of(driver).name}, today {today}: {words[:1].lower()}{words[1:]}"
 
 
 def _quality_line(study, path):
@@ -192,15 +216,17 @@ def _assumptions_table(project):
         source, (table, _, leaf) = project.sources[key], key.rpartition(".")
         if not source.startswith("left out: 0"):
             owner = table.removeprefix("paths.") if table.startswith("paths.") else ""
-            merged.setdefault((leaf, number, source, rule_of(key).unit), []).append(owner)
+            rule = rule_of(key)
+            merged.setdefault((leaf, number, source, rule.name, rule.unit), []).append(owner)
     rows = []
-    for (leaf, number, source, unit), owners in merged.items():
+    for (leaf, number, source, name, unit), owners in merged.items():
         low, mid, high = (f"{q:.4g}" if abs(q) < 1e4 else format_si(q)
                           for q in (number.p10, number.p50, number.p90))
         certain = number.certain or leaf == "price_year"
-        rows.append([f"{leaf.replace('_', ' ')}{': ' * bool(owners[0])}{', '.join(owners)}",
+        rows.append([f"{name}{': ' * bool(owners[0])}{', '.join(owners)}", leaf,
                      "" if certain else low, mid, "" if certain else high, unit, source])
-    return ["number", "P10", "base", "P90", "unit", "source"], rows, range(1, 4)
+    head = ["number", "key in the file", "P10", "P50", "P90", "unit", "source"]
+    return head, rows, range(2, 5)
 
 # %% ../../nbs/9_invest/99_memo.ipynb #writers
 def memo_text(

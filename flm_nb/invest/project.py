@@ -63,7 +63,11 @@ def _mapping(content):
     return dict(content) if isinstance(content, Mapping) else {}
 
 # %% ../../nbs/9_invest/95_project.ipynb #project
-KINDS = ("api", "finetune", "lora", "own_hardware", "pretrain", "nothing")
+KINDS = {"api": "a hosted model, paid by the token",
+         "finetune": "all weights of an open model, further trained",
+         "lora": "adapters (LoRA) on an open model",
+         "own_hardware": "an open model on bought hardware",
+         "pretrain": "a model trained from random weights", "nothing": "all stays as it is"}
 ZERO_IF_LEFT_OUT = ("workload.growth_per_year", "value.quality_floor")
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Project:
     kinds: Mapping[str, str]  # path -> kind, in the order of the file
     numbers: Mapping[str, Range]  # dotted key -> number
     sources: Mapping[str, str]  # dotted key -> where the number comes from
+    notes: Mapping[str, str]  # path -> what it is, in words
     tables: Mapping[str, object]  # the file as read, settings applied
 
 
@@ -92,12 +97,15 @@ def read_project(
         raise InputError("project", str(path), f"cannot be read: {told}") from None
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as problem:
         raise InputError("project", str(path), f"is not valid TOML: {problem}") from None
-    notes, table = {}, ""
+    notes, table, above = {}, "", ""
     for line in text.splitlines():
         if head := re.match(r"\s*\[([^\[\]]+)\]", line):
             table = head[1].strip().replace('"', "")
+        elif above.lstrip().startswith("[") and (note := re.match(r"\s*#\s*(.+)", line)):
+            notes[table] = note[1].strip()  # the comment below [paths.NAME] says what it is
         elif pair := re.match(r"""\s*([\w-]+)\s*=(?:[^#"']|"[^"]*"|'[^']*')*#\s*(.+)""", line):
             notes[f"{table}.{pair[1]}"] = pair[2].strip()
+        above = line
     for setting in sets:
         tables, key = set_value(tables, setting)
         notes[key] = "set on the command line"
@@ -135,7 +143,10 @@ def check_project(
                       f"{rate / 100:g}?", stacklevel=2)
     for path, kind in kinds.items():
         _price_path(f"paths.{path}.", kind, found[f"paths.{path}"], numbers, sources)
-    return Project(found["project"].get("name", name), kinds, numbers, sources, dict(tables))
+    words = {path: (notes or {}).get(f"paths.{path}", KINDS[kind])
+             for path, kind in kinds.items()}
+    return Project(found["project"].get("name", name), kinds, numbers, sources, words,
+                   dict(tables))
 
 # %% ../../nbs/9_invest/95_project.ipynb #project-parts
 MTOK, OWN = ("input_usd_per_mtok", "output_usd_per_mtok"), "own_hardware"

@@ -20,7 +20,8 @@ from ..units import format_si
 # %% ../../nbs/9_invest/94_ranges.ipynb #rules
 @dataclass(frozen=True)
 class Rule:
-    """What a number counts, and which values make sense."""
+    """What a number is, what it counts, and which values make sense."""
+    name: str  # what people call it
     unit: str  # what one of it is
     low: float  # lowest sensible value [`unit`]
     above: bool = False  # whether `low` itself is refused
@@ -29,23 +30,26 @@ class Rule:
 
 
 RULES = {
-    "project": {"horizon_years": Rule("years", 1, whole=True, below=101),
-                "discount_rate": Rule("per year", -1, above=True, below=10),
-                "price_year": Rule("year", 1900, whole=True, below=2200)},
-    "workload": {"requests_per_month": Rule("requests/month", 0),
-                 "input_tokens": Rule("tokens/request", 0, above=True),
-                 "output_tokens": Rule("tokens/request", 0),
-                 "growth_per_year": Rule("per year", -1, above=True)},
-    "value": {"usd_per_request": Rule("USD/request", 0),
-              "quality_floor": Rule("quality", 0)},
-    "paths": {"input_usd_per_mtok": Rule("USD/Mtok", 0),
-              "output_usd_per_mtok": Rule("USD/Mtok", 0),
-              "count": Rule("accelerators", 1, whole=True),
-              "usd_per_hour": Rule("USD/hour", 0, above=True),
-              "tokens_per_s": Rule("tokens/s", 0, above=True),
-              "upfront_usd": Rule("USD", 0), "labels": Rule("labels", 0),
-              "usd_per_label": Rule("USD/label", 0), "people_fte": Rule("people", 0),
-              "usd_per_fte_year": Rule("USD/year", 0), "quality": Rule("quality", 0)},
+    "project": {"horizon_years": Rule("years planned", "years", 1, whole=True, below=101),
+                "discount_rate": Rule("discount rate", "per year", -1, above=True, below=10),
+                "price_year": Rule("year of the prices", "year", 1900, whole=True, below=2200)},
+    "workload": {"requests_per_month": Rule("requests per month", "requests/month", 0),
+                 "input_tokens": Rule("tokens read", "tokens/request", 0, above=True),
+                 "output_tokens": Rule("tokens written", "tokens/request", 0),
+                 "growth_per_year": Rule("growth of requests", "per year", -1, above=True)},
+    "value": {"usd_per_request": Rule("value of one request", "USD/request", 0),
+              "quality_floor": Rule("lowest quality of use", "quality", 0)},
+    "paths": {"input_usd_per_mtok": Rule("price of tokens read", "USD/Mtok", 0),
+              "output_usd_per_mtok": Rule("price of tokens written", "USD/Mtok", 0),
+              "count": Rule("accelerators held", "accelerators", 1, whole=True),
+              "usd_per_hour": Rule("one accelerator's hour", "USD/hour", 0, above=True),
+              "tokens_per_s": Rule("speed of one", "tokens/s", 0, above=True),
+              "upfront_usd": Rule("first outlay", "USD", 0),
+              "labels": Rule("labels", "labels", 0),
+              "usd_per_label": Rule("price of one label", "USD/label", 0),
+              "people_fte": Rule("people, full-time", "people", 0),
+              "usd_per_fte_year": Rule("cost of one of them", "USD/year", 0),
+              "quality": Rule("quality", "quality", 0)},
 }
 
 
@@ -150,10 +154,10 @@ def usd(
 
 def chance(
     share: float,  # share of the draws [0 to 1]
-) -> str:  # "under 5 % chance", "15 % chance"
-    """Write a share of draws to the nearest 5 %; more digits would be a pretence."""
-    nearest = round(share * 20) * 5
-    bound = "under 5" if share < 0.025 else "over 95" if share > 0.975 else f"{nearest}"
+) -> str:  # "under 1 % chance", "14 % chance"
+    """Write a share of draws in whole percents; 10,000 draws know no more."""
+    bound = ("under 1" if share < 0.005 else "over 99" if share > 0.995
+             else f"{share * 100:.0f}")
     return f"{bound} % chance"
 
 
@@ -163,7 +167,7 @@ def quantity(
 ) -> str:  # "1.8M requests/month", "USD 0.00405/request", "32 % per year"
     """Write a number with its unit, the way a sentence needs it."""
     if unit == "per year":
-        return f"{value * 100:.3g} % a year"
+        return f"{float(f'{value * 100:.3g}'):,g} % a year"
     if unit.startswith("USD"):
         return f"USD {format_si(value)}{unit[3:]}"
     return f"{format_si(value)} {unit}"

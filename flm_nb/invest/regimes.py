@@ -16,6 +16,7 @@ import numpy as np
 from ..core import InputError
 from .cashflow import npv
 from .project import Project, check_project, set_value
+from .ranges import rule_of
 from .threshold import DRIVERS, median_worth, nearest_threshold, plain_key
 from flm_nb.invest.worth import (
     Study,
@@ -25,7 +26,7 @@ from flm_nb.invest.worth import (
     path_amounts,
     yearly_sums,
 )
-from ..plots import COLORS, INK, new_axes, with_alt
+from ..plots import COLORS, INK, mark_places, new_axes, with_alt
 from ..units import format_si
 
 # %% ../../nbs/9_invest/98_regimes.ipynb #static
@@ -201,21 +202,27 @@ def break_even_figure(
     near = nearest_threshold(study, thresholds)
     pivot = near["value"] if near else today
     x = np.geomspace(min(today, pivot) / 12, max(today, pivot) * 6, 61)
-    title = (f"{_plain(near['to'] or 'No path')} is best from {format_si(pivot)} a month on"
-             if near else f"{_plain(study.best or 'no path')} is best at every volume")
-    ax = new_axes(title=title, xlabel="requests per month (log scale)",
+    ax = new_axes(title=_best_words(study, near, thresholds),
+                  xlabel="requests per month (log scale)",
                   ylabel="USD per 1,000 requests (log scale)")
     _draw_costs(ax, study, x)
     inside = [one for one in thresholds if one["driver"] == key and x[0] < one["value"] < x[-1]]
     marks = {one["value"]: f"{_plain(one['to'] or 'none')} from {format_si(one['value'])}"
              for one in inside} | {today: f"today {format_si(today)}"}
-    for place, words in marks.items():
-        ax.axvline(place, color=INK, linewidth=1, linestyle=":" if place == today else "--")
-        ax.annotate(words, (place, 0.02), (-3, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", ha="right", va="bottom", rotation=90,
-                    color=INK, fontsize=8)
+    mark_places(ax, marks, today=today, letter=0.02)  # the names of the lines need room
     return with_alt(ax, "Cost of 1,000 requests on each path over requests a month, P10 to P90 "
                         f"as bands, beside their value. {'; '.join(marks.values())}.")
+
+
+def _best_words(study, near, thresholds):
+    """Which path is best around the nearest change, and up to where."""
+    if near is None:
+        return f"{_plain(study.best or 'no path')} is best at every volume"
+    name, start = _plain(near["to"] or "No path"), format_si(near["value"])
+    later = [one["value"] for one in thresholds
+             if one["driver"] == near["driver"] and one["value"] > near["value"]]
+    return (f"{name} is best from {start} to {format_si(min(later))} a month" if later
+            else f"{name} is best from {start} a month on")
 
 
 def _draw_costs(ax, study, x):
@@ -223,20 +230,22 @@ def _draw_costs(ax, study, x):
     worth = 1000 * np.quantile(study.values["value.usd_per_request"], [0.1, 0.5, 0.9])
     ax.axhspan(max(worth[0], 1e-9), worth[2], color=INK, alpha=0.15, linewidth=0)
     ax.axhline(worth[1], color=INK, linewidth=2, label="value of the work")
-    kinds, seen = study.project.kinds, [worth[1]]
-    for place, (path, kind) in enumerate(kinds.items()):
+    seen, drawn = [worth[1]], []
+    for path, kind in study.project.kinds.items():
         if kind == "nothing":
             continue
         able = np.broadcast_to(can_serve(study.middle | {DRIVERS[0]: x}, path), x.shape)
         low, mid, high = np.array([np.quantile(cost_per_thousand(
             study.values | {DRIVERS[0]: volume}, path), [0.1, 0.5, 0.9]) for volume in x]).T
-        dash = ["-", "--", ":", "-."][list(kinds.values())[:place].count(kind) % 4]
+        over = [line for line in drawn if np.median(np.abs(np.log(line / mid))) < 0.15]
+        dash, width = ["-", "--", ":", "-."][len(over) % 4], 1.5 if over else 3  # both seen
+        drawn.append(mid)
         ax.fill_between(x, low, high, where=able, color=COLORS[kind], alpha=0.15, linewidth=0)
-        ax.plot(x, np.where(able, mid, np.nan), color=COLORS[kind], linewidth=2, linestyle=dash,
-                label=_plain(path))
+        ax.plot(x, np.where(able, mid, np.nan), color=COLORS[kind], linewidth=width,
+                linestyle=dash, label=_plain(path))
         seen.extend(mid[able & (mid > 0)])
     seen = [cost for cost in seen if cost > 0] or [1.0]
-    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(min(seen) / 8, max(seen) * 2))
+    ax.set(xscale="log", yscale="log", xlim=(x[0], x[-1]), ylim=(min(seen) / 2, max(seen) * 2))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: format_si(value))
     ax.minorticks_off()
@@ -252,9 +261,8 @@ def tornado_figure(
     rows = tornado(study, path)
     if not rows:
         return None
-    keys = [key.removeprefix(f"paths.{path}.").partition(".")[2] or key.rpartition(".")[2]
-            for key, *_ in rows]
-    ax = new_axes(title=f"{keys[0].replace('_', ' ')} moves {_plain(path)} most", ylabel="",
+    names = [rule_of(key).name for key, *_ in rows]
+    ax = new_axes(title=f"{names[0]} moves {_plain(path)} most", ylabel="",
                   xlabel="net present value (USD), one number from P10 to P90")
     places, middle = np.arange(len(rows))[::-1], npv(
         study.middle["project.discount_rate"], cash_by_year(study, path)["net"])
@@ -263,9 +271,9 @@ def tornado_figure(
     ax.barh(places, highs - middle, left=middle, height=0.5, color="#0072B2",
             label="at its P90")
     ax.axvline(0, color=INK, linewidth=1, linestyle=":")
-    ax.set_yticks(places, [key.replace("_", " ") for key in keys])
+    ax.set_yticks(places, names)
     ax.xaxis.set_major_formatter(lambda value, _: format_si(value))
     ax.legend(frameon=False, labelcolor=INK, loc="lower right", fontsize=8)
-    told = "; ".join(f"{key} {low:,.0f} to {high:,.0f} USD"
-                     for key, (_, low, high) in zip(keys, rows, strict=True))
+    told = "; ".join(f"{name} {low:,.0f} to {high:,.0f} USD"
+                     for name, (_, low, high) in zip(names, rows, strict=True))
     return with_alt(ax, f"Swing of the net present value of {path}: {told}.")

@@ -133,6 +133,14 @@ class Study:
         able = [path for path in self.worth if can_serve(middle, path)]
         return max(able, key=lambda path: np.median(self.worth[path]), default=None)
 
+    def best_shares(self) -> dict[str, float]:  # path -> share of the draws [0 to 1]
+        """In which share of the draws each path is worth most and can serve."""
+        able = [np.where(can_serve(self.values, path), worth, -np.inf)
+                for path, worth in self.worth.items()]
+        worth = np.array(np.broadcast_arrays(*able, np.empty(self.draws))[:-1])
+        first = np.where(np.isfinite(worth).any(0), worth.argmax(0), -1)
+        return {path: float(np.mean(first == place)) for place, path in enumerate(self.worth)}
+
     def summary(self) -> dict[str, dict]:  # path -> npv_usd, p_loss, feasible, why
         """P10, P50 and P90 of each path's worth, its chance of a loss, and what stops it."""
         middle, told = self.middle, {}
