@@ -49,6 +49,11 @@ def _number(answer):
     return number
 
 
+def _same_pieces(above, wanted):
+    """Whether one of two units counts pieces and the other only says how many."""
+    return {above, wanted} <= {*COUNTED} and "" in (above, wanted)
+
+
 def read_answer(
     answer: object,  # a number, a text with a unit, an array of one element, a Breakdown
     unit: str,  # the unit asked for, such as "GB"; "" for a plain number
@@ -62,15 +67,23 @@ def read_answer(
         answer = f"{_number(answer.total)!r} {answer.unit}"
     if not isinstance(answer, str):
         return _number(answer)
-    value, given = parse_quantity(answer, unit=asked)
+    try:
+        value, given = parse_quantity(answer, unit=asked)
+    except ValueError as problem:  # the remedy names the unit of this exercise
+        told, _, remedy = str(problem).partition("; write ")
+        if told.endswith(("is no unit", "holds no number")):
+            remedy = f"a number of {unit}" if unit else "a plain number"
+        raise ValueError(f"{told}; write {remedy}" if remedy else told) from None
     if not math.isfinite(value):
         raise ValueError(f"{answer!r} is not a finite number.")
     above, per = given.partition("/")[::2]
     wanted, wanted_per = asked.partition("/")[::2]
     if given == "":  # a bare number is meant in the unit asked for, but 50 % is a half
         return value / size if unit in ("%", "percent") and "%" in answer else value
-    if given == asked or {above, wanted} <= {*COUNTED} and "" in (above, wanted):
+    if given == asked or per == wanted_per and _same_pieces(above, wanted):
         return value / size
+    if not per and wanted_per and above == wanted in COUNTED:  # the time is understood
+        return value / parse_quantity(f"1 {unit.partition('/')[0]}")[0]
     if (above, wanted) in SAME_AMOUNT and per == wanted_per:
         return value * SAME_AMOUNT[above, wanted] / size
     raise ValueError(f"{answer!r} is counted in {given}; this exercise asks for "
@@ -162,7 +175,7 @@ def check(
     *,
     book: Mapping | None = None,  # exercise -> its entry; the package's own if None
 ) -> Verdict:  # the message shows below the cell
-    """Accept an answer within one unit of its third digit, or say what it probably forgot.
+    """Accept an answer within one unit of its last digit, or say what it probably forgot.
 
     Raises: InputError if there is no such exercise.
     """
@@ -189,7 +202,8 @@ def check(
     if sentence := _usual_mistake(key, value, exercise):
         return Verdict(False, sentence)
     if seal(key, value, digits=2) == exercise["near"]:
-        return Verdict(False, "Close. Give one digit more, and round only at the end.")
+        return Verdict(False, f"Close. Give {exercise['digits']} digits, and round only at the "
+                       "end.")
     asked = "a plain number" if not exercise["unit"] else exercise["unit"]
     return Verdict(False, f"Not yet. {exercise['hint']} (Asked for: {asked}.)")
 

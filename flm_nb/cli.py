@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -166,13 +167,20 @@ def tune(
     """Fine-tune a classifier, predicting its cost first."""
     from flm_nb.adapt.finetune import tune
     from flm_nb.count.finetune import estimate_finetune
+    from flm_nb.train.measure import measure_machine
 
     if not (cache_folder() / "here.json").exists():
-        from flm_nb.train.measure import measure_machine
-
         print("flm: measuring this machine once, up to 20 s", file=sys.stderr)
         measure_machine()
-    predicted = estimate_finetune(**_given(options, *JOB, "method"), accelerator="here")
+    job = _given(options, *JOB, "method") | {"accelerator": "here"}
+    try:
+        predicted = estimate_finetune(**job)
+    except InputError as problem:
+        if problem.field != "precision":
+            raise
+        print(f"flm: measuring this machine in {problem.value} too", file=sys.stderr)
+        measure_machine(precisions=("bf16", "fp32"))
+        predicted = estimate_finetune(**job)
     answer = tune(**_given(options, *JOB, *RUN)) | predicted
     return {name: answer[name] for name in ANSWER}
 
@@ -299,7 +307,8 @@ def main(
     """Run one command of `flm`."""
     try:
         options = build_parser().parse_args(arguments)
-        with redirect_stdout(sys.stderr):  # whatever a library prints is no answer
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.showwarning = _warn  # and whatever a library prints is no answer
             answer = options.work(options)
         text = json.dumps(answer, allow_nan=False, default=_plain) if options.json else \
             "\n".join(readable(json.loads(json.dumps(answer, default=_plain))))
@@ -321,6 +330,12 @@ def main(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _warn(message, category, *place):
+    """A warning of ours as one sentence; a library's own stay silent here."""
+    if issubclass(category, UserWarning):
+        _complain(str(message))
 
 
 def _complain(message, code=2):

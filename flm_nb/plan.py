@@ -48,9 +48,13 @@ def table_rows(
 ) -> list[dict[str, object]]:  # one dict per row
     """Read every column of a table.
 
-    Raises: InputError for an unreadable or empty file.
+    Raises: InputError for an unreadable or empty file, or a row with too many cells.
     """
     rows = _records(Path(path))
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise InputError("data", str(path), f"has more cells in row {number} than names in "
+                             "the header; put quotes around a text with commas")
     if not rows:
         raise InputError("data", str(path), "holds no rows; give a header and at least one row")
     return rows

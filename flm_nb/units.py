@@ -57,13 +57,15 @@ UNITS = {  # name -> how many base units, which base unit
     "year": (31_557_600, "s"), "USD": (1, "USD"), "$": (1, "USD"), "dollar": (1, "USD"),
     "J": (1, "J"), "Wh": (3600, "J"), "W": (1, "W"), "g": (1, "g"), "t": (1e6, "g"),
     "nat": (1, "nat"), "%": (0.01, ""), "percent": (0.01, ""), "x": (1, ""), "×": (1, ""),
-    "times": (1, ""), "tok": (1, "token"), "param": (1, "parameter"),
+    "times": (1, ""), "tok": (1, "token"), "param": (1, "parameter"), "cent": (0.01, "USD"),
+    "weight": (1, "parameter"), "req": (1, "request"), "card": (1, "accelerator"),
+    "GPU": (1, "accelerator"),
 } | {name: (1, name) for name in ("token", "parameter", "example", "sample", "request", "label",
                                   "step", "row", "item", "epoch", "sequence", "accelerator")}
 WORDS = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "bn": 1e9, "trillion": 1e12}
 _SI = {prefix: 10.0**power for power, prefix in PREFIXES.items()} | {"K": 1e3, "u": 1e-6}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_NUMBER = re.compile(r"([+-]?(?:\d{1,3}(?:[,_]\d{3})+(?!\d)|\d+)?(?:\.\d*)?)"
+_NUMBER = re.compile(r"([+-]?(?:[1-9]\d{0,2}(?:[,_]\d{3})+(?!\d)|\d+)?(?:\.\d*)?)"
                      r"(?:e([+-]?\d+)|\s*[x×·*]\s*10(?:\^|\*\*)([+-]?\d+))?", re.IGNORECASE)
 
 def parse_quantity(
@@ -76,19 +78,22 @@ def parse_quantity(
     Raises: ValueError if there is no number, or if what follows it is no known unit.
     """
     plain = re.sub(r"^[~≈=\s]+", "", str(text).replace("−", "-").strip())
-    if plain.startswith("$"):
-        first, *per = re.split(r"(?=/|\bper\b)", plain[1:], maxsplit=1)
+    if money := re.match(r"(-?)(?:\$|USD)\s*(?=[\d.+-])", plain):
+        plain = money[1] + plain[money.end():]
+        first, *per = re.split(r"(?=/|\bper\b|\ban?\b)", plain, maxsplit=1)
         amount = re.sub(r"\s*B$", " billion", first.strip())
         plain = " ".join([re.sub(r"([kKMT])$", r" \1", amount), "$", *per])
     number, rest = _leading_number(plain)
     if number is None:
         raise ValueError(f"answer={text!r} holds no number; write it like '14 GB' or '3.5 h'")
+    if re.match(r",\d", rest):
+        raise ValueError(f"answer={text!r} holds a comma; write a decimal point, as in 0.5")
     if fraction := re.match(r"/\s*(?=[\d.])", rest):
         below, rest = _leading_number(rest[fraction.end():])
         if not below:
             raise ValueError(f"answer={text!r} divides by zero; give a number")
         number /= below
-    above, *below = re.split(r"\s*/\s*|\s*\bper\b\s*", rest, maxsplit=1)
+    above, *below = re.split(r"\s*/\s*|\s*\bper\b\s*|\s*\ban?\s+(?=\w)", rest, maxsplit=1)
     factor, base = _unit(above, unit, text)
     if below:
         known = below[0] if re.match(r"[\d.]", below[0]) else f"1 {below[0]}"

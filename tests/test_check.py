@@ -26,8 +26,15 @@ READ = [  # text, value in base units, base unit
     ("$0.40/h", 0.4 / 3600, "USD/s"), ("312 TFLOP/s", 312e12, "FLOP/s"),
     ("0.4 kWh", 1.44e6, "J"), ("31.22 tCO2", 31.22e6, "g"), ("5 kg CO2e", 5000, "g"),
     ("1.14 bits per byte", 1.14, "bit/B"), ("2x", 2, ""), ("7 TMAC", 7e12, "MAC"),
+    ("294912 weights", 294_912, "parameter"), ("3 cards", 3, "accelerator"),
+    ("3 GPUs", 3, "accelerator"), ("0.111 cents", 0.00111, "USD"), ("USD 7842", 7842, "USD"),
+    ("-USD 7.8k", -7800, "USD"), ("1.5M req", 1.5e6, "request"),
+    ("12 requests/month", 12 / 2_629_800, "request/s"),
+    ("12 requests a month", 12 / 2_629_800, "request/s"),
+    ("0.4 USD an hour", 0.4 / 3600, "USD/s"),
 ]
-UNREADABLE = ["", "ten", "3,5", "5 parsecs", "5 FLOPS", "1/0", "GB", "-", "2 h 30", "7m"]
+UNREADABLE = ["", "ten", "3,5", "0,00111", "0,111", "1.234,5",
+              "5 parsecs", "5 FLOPS", "1/0", "GB", "-", "2 h 30", "7m"]
 
 
 @pytest.mark.parametrize("text, value, unit", READ)
@@ -112,6 +119,36 @@ def test_no_mistake_passes_for_the_truth(right, mistake):
 def test_a_rounded_answer_is_right_and_a_twentieth_more_is_not(right, error):
     assert check("t.1", right * (1 + error), book=book(right, ""))
     assert not check("t.1", right * 1.05, book=book(right, ""))
+
+
+@pytest.mark.parametrize("answer", [
+    1.5e6, "1.5M", "1.5M requests/month", "1.5M/month", "1.5M req", "1.5M requests a month",
+    "1.5 million requests", "18M requests/year"])
+def test_a_month_may_be_left_to_understand(answer):
+    assert check("t.1", answer, book=book(1.5e6, "request/month"))
+    assert not check("t.1", "5 GB", book=book(5, "GB/s"))  # an amount is no rate
+
+
+@pytest.mark.parametrize("answer, unit, words", [
+    ("5 parsecs", "accelerator", "write a number of accelerator"),
+    ("many", "", "write a plain number"),
+    ("0,00111", "USD", "write a decimal point"), ("0,111", "USD", "write a decimal point"),
+    ("1/0", "", "divides by zero")])
+def test_an_unreadable_answer_hears_how_to_write_it(answer, unit, words):
+    assert words in check("t.1", answer, book=book(3, unit)).message
+
+
+@pytest.mark.parametrize("key, answer, right, words", [
+    ("00.1", "294912 weights", True, "294,912"), ("00.1", 295_000, True, "294,912"),
+    ("00.1", 296_448, False, "includes the head"), ("00.1", 293_400, False, ""),
+    ("00.2", "0.111 cents", True, ""), ("00.2", "0,00111", False, "decimal point"),
+    ("00.3", "1.5M requests/month", True, ""), ("00.3", "1.5M/month", True, ""),
+    ("00.3", 18e6, False, "in a year"), ("90.1", "1.4M req", True, ""),
+    ("90.2", "3 cards", True, ""), ("90.2", "3 GPUs", True, ""),
+    ("90.3", "USD 7842", True, "")])
+def test_the_books_own_exercises_take_the_words_that_people_use(key, answer, right, words):
+    verdict = check(key, answer)
+    assert verdict.right is right and words in verdict.message
 
 
 def test_words_are_compared_without_case():

@@ -29,7 +29,7 @@ from flm_nb.invest.catalogue import api_price, grid_kg_per_kwh, price_rows, rent
 from flm_nb.invest.project import check_project, example_path, read_project
 from flm_nb.invest.ranges import draws_of, read_range
 from flm_nb.invest.regimes import regime_map, tornado
-from flm_nb.invest.threshold import run_invest, threshold
+from flm_nb.invest.threshold import all_thresholds, flip_range, run_invest, threshold
 from flm_nb.invest.worth import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -923,7 +923,15 @@ def test_the_memo_gives_the_answer_first_and_all_its_parts(tmp_path):
         "P90",
         "chance of loss",
         "year 3",
-        "Internal rate of return",
+        "NPV, net present value",
+        "one future in ten lies below P10",
+        "Adapters (LoRA) on an open decoder",
+        "value of one request",
+        "usd_per_request",
+        "saves 4 s of an agent at 18 USD an hour",
+        "80 % range",
+        "futures drawn",
+        "in the first year",
         "Left out",
         "ASSUMPTION",
         "2026-10",
@@ -999,6 +1007,46 @@ def test_the_return_is_shown_only_where_there_is_one(write, tmp_path):
     run_invest(write(lossy), draws=100, out=memo)
     text = memo.read_text()
     assert "Internal rate of return" not in text and "Do not invest" in text
+
+
+@pytest.mark.parametrize("upfront, shown", [(150_000, True), (1000, False)])
+def test_a_rate_beyond_two_hundred_percent_is_left_out(write, tmp_path, upfront, shown):
+    memo, card = tmp_path / "memo.md", {"kind": "lora", "usd_per_hour": 1, "tokens_per_s": 1e6}
+    tables = plan(
+        paths={"card": card | {"upfront_usd": upfront}},
+        value__usd_per_request=0.1,
+        workload__requests_per_month=100_000,
+    )
+    run_invest(write(tables), draws=100, out=memo)
+    assert ("Internal rate of return" in memo.read_text()) is shown
+
+
+def test_a_threshold_has_the_range_that_its_draws_have():
+    study = evaluate(read_project(example_path()), draws=400)
+    one = next(one for one in all_thresholds(study) if one["to"] == "lora")
+    assert (one["driver"], one["from"]) == (VOLUME, "api")
+    low, high = flip_range(study, one)
+    for volume, share in ((low, 0.1), (high, 0.9), (one["value"], 0.5)):
+        moved = read_project(example_path(), [f"{VOLUME}={volume!r}"])
+        worth = evaluate(moved, draws=400).worth  # the same draws, at one volume
+        assert np.mean(worth["lora"] >= worth["api"] - 1e-6) == pytest.approx(share, abs=0.06)
+
+
+def test_shares_count_the_draws_in_which_a_path_is_best():
+    study = evaluate(read_project(example_path()), draws=500)
+    worth = np.array([np.broadcast_to(one, 500) for one in study.worth.values()])
+    for path, share in study.best_shares().items():
+        assert share == pytest.approx(np.mean(worth.max(0) == study.worth[path]), abs=1e-12)
+
+
+def test_the_comment_below_the_head_of_a_path_says_what_it_is(write, tmp_path):
+    text = example_path().read_text(encoding="utf-8")
+    file = write(text.replace("# Agents go on sorting by hand.", "# As <b>today</b>."))
+    assert read_project(file).notes["nothing"] == "As <b>today</b>."
+    run_invest(file, draws=100, out=tmp_path / "memo.html")
+    memo = (tmp_path / "memo.html").read_text(encoding="utf-8")
+    assert "As &lt;b&gt;today&lt;/b&gt;" in memo and "<b>" not in memo
+    assert read_project(write(plan())).notes["api"] == "a hosted model, paid by the token"
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,18 @@ def test_another_setting_or_other_data_does_not_resume(job, tmp_path):
     assert list_checkpoints(tmp_path)
     with pytest.raises(InputError, match="lr=0.01 differs from 0.001 of the saved run"):
         tune(**job | {"lr": 0.01}, out=str(tmp_path), resume=True)
-    with pytest.raises(InputError, match="another model or other data"):
+    with pytest.raises(InputError, match="valid_share=0.3 differs from 0.1 of the saved run"):
         tune(**job | {"valid_share": 0.3}, out=str(tmp_path), resume=True)
+    with pytest.raises(InputError, match="max_length=24 differs from 32 of the saved run"):
+        tune(**job | {"max_length": 24}, out=str(tmp_path), resume=True)
+
+
+def test_an_adapter_leaves_when_a_whole_model_comes(job, tmp_path):
+    tune(**job, method="lora", out=str(tmp_path))
+    tune(**job, method="full", out=str(tmp_path))
+    assert not list(tmp_path.glob("adapter_*")) and (tmp_path / "model.safetensors").exists()
+    tune(**job, method="lora", out=str(tmp_path))
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_a_broken_checkpoint_is_passed_over(job, tmp_path, capsys):

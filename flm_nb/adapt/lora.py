@@ -99,11 +99,11 @@ def add_lora(
                          f"{', '.join(TARGETS)}; train with method='full'")
     if not (type(r) is int and r >= 1):
         raise InputError("r", r, "is not a whole number from 1; 8 is a good start")
-    heads = [name for name, _ in model.named_modules() if name.split(".")[-1] in
+    heads = [name.split(".")[-1] for name, _ in model.named_modules() if name.split(".")[-1] in
              HEADS.get(family, ["classifier", "score"]) and name.count(".") <= 1]
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=r, lora_alpha=alpha, lora_dropout=dropout,
-        target_modules=TARGETS[family], modules_to_save=[h.split(".")[-1] for h in heads])
+        target_modules=TARGETS[family], modules_to_save=[*dict.fromkeys(heads)])
     with warnings.catch_warnings():  # peft asks transformers under an old name
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)

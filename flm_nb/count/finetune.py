@@ -75,6 +75,7 @@ class StepPrices:
     """What work costs on one machine, learned from its reference steps."""
     cpu_s: Mapping[str, float]  # kind of work -> price [CPU seconds per unit]
     wall_s: Mapping[str, float]  # kind of work -> price [seconds per unit]
+    precision: str  # of the products, "fp32" or "bf16"
     spread: float  # 80 % of predictions lie within this factor [ratio]
     source: str  # when and where it was measured
 
@@ -88,9 +89,13 @@ def price_work(
     Source: non-negative least squares on ratios; Lawson and Hanson 1974, chapter 23.
     Raises: InputError if the profile has no reference steps in this precision.
     """
-    precision = pick_precision(precision)
-    steps = [step for step in machine.profile.get("steps", ())
-             if step["precision"] == precision]
+    timed = machine.profile.get("steps", ())
+    if not timed:
+        raise InputError("accelerator", machine.name, "has no timed steps; write here, or plan "
+                         "with --examples and --seq-len")
+    if precision == "auto":  # what the machine chose when it was measured
+        precision = timed[0]["precision"]
+    steps = [step for step in timed if step["precision"] == precision]
     if not steps:
         raise InputError("precision", precision, f"was not measured on {machine.name!r}; run "
                          f"python -m flm_nb.train.measure --precision {precision}")
@@ -106,7 +111,7 @@ def price_work(
             errors = [abs(np.log(ratios[i] @ _nonnegative(np.delete(ratios, i, axis=0))))
                       for i in range(len(steps))]
     spread = float(np.exp(np.quantile(errors, 0.8)))
-    return StepPrices(**prices, spread=spread, source=machine.source)
+    return StepPrices(**prices, precision=precision, spread=spread, source=machine.source)
 
 
 def _nonnegative(ratios):
@@ -215,9 +220,11 @@ def predict_finetune(
     Raises: InputError for bad input, or if the machine has no profile.
     """
     folder = model_folder(model) or _from_hub(str(model))
-    for name, value in {"epochs": epochs, "max_length": max_length, "r": r}.items():
-        if not (type(value) is int and value >= 1):
-            raise InputError(name, value, "is not a whole number from 1")
+    longest = ModelSpec.from_config(folder).max_tokens or 10**6
+    for name, (value, low, high) in {"epochs": (epochs, 1, 1000), "r": (r, 1, 10**5),
+                                     "max_length": (max_length, 3, longest)}.items():
+        if not (type(value) is int and low <= value <= high):
+            raise InputError(name, value, f"is not a whole number from {low} to {high:,}")
     machine = Accelerator.named(accelerator)
     prices = price_work(machine, precision)
     texts, labels = read_rows(data, text, label)
@@ -233,7 +240,8 @@ def predict_finetune(
     return FinetuneEstimate(
         **seconds, spread=prices.spread, shapes=shapes, source=prices.source,
         flop=float(flop.sum()),
-        peak_bytes=training_peak_bytes(spec, shapes, method=method, r=r, precision=precision))
+        peak_bytes=training_peak_bytes(spec, shapes, method=method, r=r,
+                                       precision=prices.precision))
 
 
 def _from_hub(name):

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, {
     "ranges": ["Range", "draws_of"],
     "project": ["Project", "check_project", "example_path", "read_project"],
     "worth": ["Study", "can_serve", "cash_by_year", "evaluate"],
-    "threshold": ["all_thresholds", "nearest_threshold", "run_invest"],
+    "threshold": ["all_thresholds", "flip_range", "nearest_threshold", "run_invest"],
     "regimes": ["RegimeMap", "accelerators_needed", "break_even_figure", "break_even_volume",
                 "cost_per_thousand", "draw_regimes", "regime_map", "tornado", "tornado_figure"],
     "memo": ["memo_text", "verdict"],

@@ -197,11 +197,10 @@ def _pretrain_flop(given, assumed):
     if (layers is None) != (width is None):
         lacking = "layers" if layers is None else "width"
         raise InputError(lacking, None, "is missing; layers and width go together")
-    if layers is None:
+    if layers is None or seq_len is None:
+        assumed["attention"] = {"value": None, "source":
+                                "left out; it takes layers, width and seq_len"}
         return 6 * active * tokens, params, active, None
-    if seq_len is None:
-        seq_len = 4096
-        assumed["seq_len"] = {"value": seq_len, "source": "4096 where none is given"}
     flop = (6 * active + 12 * layers * width * seq_len) * tokens
     return flop, params, active, seq_len * width * (2.0 * layers + 34)
 
@@ -346,12 +345,12 @@ def estimate_finetune_plan(
         raise InputError("method", method, "is unknown; write full or lora")
     chip, spec = Accelerator.named(accelerator), tuned_spec(model)
     size = min(int(batch_size), int(examples))
-    shapes = np.array([(size, int(seq_len))] * (int(examples) // size)
-                      + [(int(examples) % size, int(seq_len))] * bool(int(examples) % size))
+    steps = [(rows, int(seq_len), times) for rows, times in (
+        (size, int(examples) // size), (int(examples) % size, 1)) if rows]
     if chip.name == "here":
-        return _plan_here(chip, spec, shapes, int(epochs), method, int(r), precision)
+        return _plan_here(chip, spec, steps, int(epochs), method, int(r), precision)
     dtype = dtype if precision == "auto" else precision
-    flop = epochs * _plan_flop(spec, shapes, method, int(r))
+    flop = epochs * _plan_flop(spec, steps, method, int(r))
     share = step_mfu(chip.name, dtype)
     parts = tuning_bytes(spec, batch=math.ceil(size / count), tokens=int(seq_len), r=int(r),
                          method=method, modules_to_save=HEADS, shards=int(count))
@@ -363,24 +362,28 @@ def estimate_finetune_plan(
             "predicted_peak_bytes": float(parts.total), "fits": fits, "why": why}
 
 
-def _plan_flop(spec, shapes, method, r):
-    """FLOP of one pass over the rows."""
-    steps, often = np.unique(shapes, axis=0, return_counts=True)
-    return float(sum(times * step_flop(spec, batch=int(rows), tokens=int(tokens), method=method,
+def _plan_flop(spec, steps, method, r):
+    """FLOP of one pass over the rows; steps are rows, tokens and how often."""
+    return float(sum(times * step_flop(spec, batch=rows, tokens=tokens, method=method,
                                        r=r, modules_to_save=HEADS).total
-                     for (rows, tokens), times in zip(steps, often.tolist(), strict=True)))
+                     for rows, tokens, times in steps))
 
 
 HEADS = ("pooler", "pre_classifier", "classifier", "score")  # learn whole beside the detours
 
-def _plan_here(chip, spec, shapes, epochs, method, r, precision):
+def _plan_here(chip, spec, steps, epochs, method, r, precision):
     """The same plan on the measured machine, from its reference steps."""
     from flm_nb.count.finetune import price_work, training_peak_bytes, training_seconds
 
     prices = price_work(chip, precision)
-    seconds = training_seconds(spec, shapes, prices, method=method, r=r)
-    flop = epochs * _plan_flop(spec, shapes, method, r)
-    peak = float(training_peak_bytes(spec, shapes, method=method, r=r, precision=precision))
+    seconds = {"wall_s": 0.0, "cpu_s": 0.0}
+    for rows, tokens, times in steps:
+        one = training_seconds(spec, [(rows, tokens)], prices, method=method, r=r)
+        seconds = {clock: seconds[clock] + times * one[clock] for clock in seconds}
+    shapes = [(rows, tokens) for rows, tokens, _ in steps]
+    flop = epochs * _plan_flop(spec, steps, method, r)
+    peak = float(training_peak_bytes(spec, shapes, method=method, r=r,
+                                     precision=prices.precision))
     fits, told = _told_fit(chip, peak)
     return {"predicted_s": epochs * seconds["wall_s"],
             "predicted_cpu_s": epochs * seconds["cpu_s"], "predicted_flop": flop,

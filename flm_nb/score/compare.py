@@ -27,8 +27,8 @@ class Interval:
     method: str  # the rule, with its source
 
     def __repr__(self) -> str:
-        return (f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%} at {self.level:.0%}, "
-                f"n = {self.n:,})")
+        return (f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%} "
+                f"at {100 * self.level:g} %, n = {self.n:,})")
 
     def explain(self) -> str:
         """The interval, and where its rule comes from."""
@@ -92,7 +92,8 @@ class Difference:
     def __repr__(self) -> str:
         rows = ("" if self.only_a is None else
                 f"; A alone right {self.only_a:,}, B alone {self.only_b:,}")
-        return (f"{self.value:+.1%} ({self.low:+.1%} to {self.high:+.1%}), "
+        value, low, high = (f"{100 * x:+.1f}" for x in (self.value, self.low, self.high))
+        return (f"{value} points ({low} to {high} at {100 * self.level:g} %), "
                 f"p = {self.p_value:.2g}, n = {self.n:,}{rows}: {self.verdict}")
 
     def explain(self) -> str:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -194,9 +195,12 @@ def _main():
     """`python -m flm_nb.train.measure`: measure, keep, and say it in one line."""
     from flm_nb.units import format_si
 
+    parser = ArgumentParser(prog="python -m flm_nb.train.measure", description=_main.__doc__)
+    parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=())
+    asked = tuple(parser.parse_args().precision)
     with stopwatch() as taken:
         try:
-            machine = measure_machine()
+            machine = measure_machine(precisions=asked)
         except InputError as problem:
             sys.exit(f"flm: {problem}")
     peaks = ", ".join(f"{name} {format_si(peak, 'FLOP/s')}"
