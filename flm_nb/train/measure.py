@@ -209,5 +209,5 @@ def _main():
           f"measured in {taken['wall_s']:.0f} s")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # as a command, not on this page
     _main()
