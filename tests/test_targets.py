@@ -33,7 +33,8 @@ def make(folder, python):
     """`make setup` in a folder that holds nothing but the names of its inputs."""
     for name in ("requirements.lock", "settings.ini", "setup.py", "pyproject.toml"):
         (folder / name).touch()
-    command = ["make", "-f", ROOT / "Makefile", "setup", f"PYTHON={python}"]
+    command = ["make", "--no-print-directory", "-f", ROOT / "Makefile", "setup",
+               f"PYTHON={python}"]
     environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode != 0 and not (folder / ".venv" / "stamp").exists()
