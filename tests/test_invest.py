@@ -1134,7 +1134,7 @@ def test_npv_of_draws_is_npv_of_each():
     flows = np.random.default_rng(0).normal(size=(7, 5))
     rates = np.linspace(0.01, 0.3, 7)
     expected = [npv(float(rate), row) for rate, row in zip(rates, flows, strict=True)]
-    assert npv(rates, flows) == pytest.approx(expected)
+    assert npv(rates, flows.T) == pytest.approx(expected)  # time is the first axis
 
 
 # ------------------------------------------------------------------ catalogue

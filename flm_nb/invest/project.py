@@ -90,7 +90,7 @@ def read_project(
     Raises: InputError if it cannot be read, is not TOML, or holds anything unusable.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # some editors put a mark first
         tables = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as problem:
         told = getattr(problem, "strerror", None) or "it is not UTF-8 text"

@@ -76,7 +76,7 @@ def best_changes(
         worth = np.where(able(values), medians(values), -np.inf)
         return np.where(np.isfinite(worth).any(0), worth.argmax(0), -1)
 
-    grid = _grid(low, high, whole, int(np.clip(2.4e7 / study.draws, 33, 241)))
+    grid = _grid(low, high, whole, int(np.clip(2.4e7 / study.kept, 33, 241)))
     flips = able(grid)
     for path, place in np.argwhere(flips[:, 1:] != flips[:, :-1]):
         sides = _halve(grid[place], grid[place + 1], lambda x, p=path: able([x])[p, 0], whole)
@@ -246,7 +246,7 @@ def flip_range(
     for place in (0.0, value):
         amounts = [path_amounts(study.values | {key: place}, path) for path in pair]
         before, after = (growing * m - level * k - i for i, m, k in amounts)
-        gaps.append(np.broadcast_to(after - before, study.draws))
+        gaps.append(np.broadcast_to(after - before, study.kept))
     start, slope = gaps[0], (gaps[1] - gaps[0]) / value
     with np.errstate(all="ignore"):
         at = np.where(slope > 0, np.maximum(-start / slope, 0), np.where(start > 0, 0, np.inf))

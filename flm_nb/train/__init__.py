@@ -7,5 +7,5 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, {
     "finder": ["Sweep", "draw_sweep", "lr_sweep"],
     "loop": ["FitConfig", "History", "NonFiniteLoss", "OutOfMemory", "fit", "freeze_except",
              "learning_rate"],
-    "measure": ["measure_machine", "peak_memory", "stopwatch"],
+    "measure": ["language_job", "measure_machine", "peak_memory", "stopwatch"],
 })
