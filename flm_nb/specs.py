@@ -21,7 +21,7 @@ from flm_nb.core import (
     nearest,
 )
 from .families import model_catalogue, model_families, read_classes, read_model
-from .walk import usual_length
+from .walk import beside_params, inner_config, usual_length
 
 # %% ../nbs/0_ground/04_specs.ipynb #spec
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ModelSpec:
     flags: frozenset[str]  # what is true of it: biases, tied embeddings, …
     layers: tuple[str, ...]  # of each layer two words, such as "dense full" [layers]
     source: str  # where the config comes from
+    beside: tuple = ()  # what stands beside a language model: (part, parameters)
 
     @classmethod
     def from_config(
@@ -51,6 +52,8 @@ class ModelSpec:
         if not isinstance(config, Mapping):
             config, name, source = _find_config(config)
         family = config.get("model_type")
+        if isinstance(family, str) and (inner := inner_config(config)):
+            return cls._with_parts(config, inner, name, source)
         if not isinstance(family, str) or family not in model_families():
             raise _unknown_family(config, family)
         layout, classes = model_families()[family], config.get("architectures")
@@ -65,6 +68,15 @@ class ModelSpec:
         sizes, flags, layers = read_model(config, head)
         path = str(config.get("_name_or_path") or family)
         return cls(name or path, family, head, sizes, flags, layers, source)
+
+    @classmethod
+    def _with_parts(cls, config, inner, name, source):
+        """A language model, and beside it what sees."""
+        layout, end = model_families()[inner["model_type"]], inner["architectures"][0]
+        heads = [head for head in layout["heads"] if head.endswith(end)] or [layout["base"]]
+        text = cls.from_config(inner | {"architectures": heads[:1]})
+        return replace(text, name=name or str(config["model_type"]), source=source,
+                       beside=tuple(beside_params(config, text.sizes["width"]).items()))
 
     def with_head(
         self,
@@ -196,7 +208,7 @@ def _read_json(file, name):
     if not file.is_file():
         raise InputError("model", name, "is a folder without a config.json")
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = json.loads(file.read_text("utf-8-sig"))
     except (OSError, ValueError) as problem:
         raise InputError("model", name, f"holds no readable JSON: {problem}") from None
     if not isinstance(config, dict):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTION', 'ARITHMETIC', 'Step', 'walk_table', 'walk_model', 'walk_flop', 'read_walk_sizes', 'length_unit',
-           'usual_length']
+           'usual_length', 'inner_config', 'beside_params']
 
 # %% ../nbs/0_ground/09_walk.ipynb #imports
 import json
@@ -247,3 +247,60 @@ def usual_length(
 ) -> int:  # as `length_unit` says [T]
     """How long an input is that fills the model, or the usual size where nothing bounds it."""
     return _value(layout["length"]["usual"], ARITHMETIC | dict(sizes) | {"head": head})
+
+# %% ../nbs/0_ground/09_walk.ipynb #beside
+def inner_config(
+    config: Mapping[str, object],  # a config as saved
+) -> "dict | None":  # the language model's own config; None where there is no wrapper
+    """Open the config of a model that also sees, and give that of its language model.
+
+    Raises: InputError for a language model or a class that is not counted here.
+    """
+    entry = walk_table()["wrappers"].get(config.get("model_type"))
+    if entry is None:
+        return None
+    inner = config.get("text_config")
+    if inner is None and entry.get("flat") and "hidden_size" in config:
+        inner = {key: value for key, value in config.items() if key != "model_type"}
+    kind = _part_kind(inner, "text", entry, config)
+    tied = config.get("tie_word_embeddings", entry["tied"]) or (
+        bool(entry.get("flat")) and inner.get("tie_word_embeddings", False))
+    head = (config.get("architectures") or list(entry["heads"]))[0]
+    if head not in entry["heads"]:
+        raise InputError("architectures", head, "is not counted here; near: "
+                         + ", ".join(entry["heads"]))
+    ends = ["ForCausalLM"] if entry["heads"][head] else ["Model"]
+    return entry.get("text_usual", {}) | inner | {
+        "model_type": kind, "tie_word_embeddings": tied, "architectures": ends}
+
+
+def _part_kind(inner, part, entry, config):
+    """The family by which a part of a wrapper is counted."""
+    known = entry[part]
+    kind = inner.get("model_type", next(iter(known))) if isinstance(inner, Mapping) else None
+    if kind not in known:
+        said = "is missing" if kind is None else "is no part that is counted here"
+        raise InputError(f"{part}_config", kind, f"of a {config['model_type']} {said}; "
+                         f"{' or '.join(known)} is")
+    return known[kind]
+
+
+def beside_params(
+    config: Mapping[str, object],  # of a wrapper, as saved
+    text_width: int,  # of its language model [count]
+) -> dict[str, int]:  # vision, projector [parameters]
+    """Count what stands beside the language model.
+
+    Source: the modules of transformers 5; equal to them in tests/test_vision.py.
+    Raises: InputError for a tower that is not counted here.
+    """
+    entry, seen, table = walk_table()["wrappers"][config["model_type"]], config.get(
+        "vision_config"), walk_table()
+    kind = _part_kind(seen, "vision", entry, config)
+    tower = table["towers"].get(kind) or table["families"][kind]
+    sizes = read_walk_sizes(seen, tower)
+    names = {"v_width": sizes["width"], "t_width": text_width} | read_walk_sizes(config, entry)
+    lines = {"length": {"usual": "1"}, "walk": ["let rows 1", *entry["projector"]]}
+    return {part: sum(step.copies * step.params for step in walk_model(layout, told, head))
+            for part, layout, told, head in (("vision", tower, sizes, tower["base"]),
+                                             ("projector", lines, names, ""))}

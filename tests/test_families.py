@@ -234,7 +234,7 @@ def test_torch_is_not_needed():
 
 
 @pytest.mark.parametrize(("config", "told"), [
-    ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+    ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3_text"}},
      "its text_config alone, of type gemma3_text"),
     ({"model_type": "falcon", "num_kv_heads": 3, "new_decoder_architecture": True}, "heads=3"),
     ({"model_type": "llama4_text", "layer_types": ["full_attention"]}, "each of the 48 layers"),

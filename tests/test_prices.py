@@ -455,6 +455,14 @@ def test_a_file_that_changed_is_read_again(folder):
     ("accelerators", "name,tdp_w\nX1,300\n", "has no memory_gb, mem_bw_gbs"),
     ("api_prices", "provider,model,input_usd_per_mtok,source,as_of\nopenai,gpt-5-mini,1,me,\n",
      "has no as_of"),
+    ("accelerators", "name,fp16_bf16\nH100-SXM-80GB,1979\n", "a sparse peak is twice it"),
+    ("accelerators", "name,fp16_bf16,fp8,memory_gb,mem_bw_gbs\nX1,1979,1979,80,3350\n",
+     "looks like a sparse peak"),
+    ("accelerators", "name,fp16_bf16,memory_gb,mem_bw_gbs\nX1,989.4e12,80,3350\n",
+     "column fp16_bf16='989.4e12' is no price or number from 0.01 to 100000; mind the unit"),
+    ("accelerators", "name,memory_gb,mem_bw_gbs\nX1,80e9,3350\n", "column memory_gb='80e9'"),
+    ("accelerators", "name,memory_gb,mem_bw_gbs\nX1,80,3.35\n", "column mem_bw_gbs='3.35'"),
+    ("grids", "region,name,g_co2_per_kwh,source,year\nX,x,0.37,me,2026\n", "from 1 to 3000"),
     ("rents", "a,b\n1,2\n", "rents.csv' overlays no table; there are accelerators.csv"),
     ("runs", "model\nmine\n", "runs.csv' overlays no table"),
 ])
@@ -464,6 +472,30 @@ def test_a_slip_in_an_overlay_names_file_line_and_column(folder, table, text, to
         for name in ("grids", "accelerators", "api_prices"):
             catalogue_rows(name)
     assert told in str(caught.value)
+
+
+def test_a_broken_rent_of_your_own_is_not_passed_over(folder):
+    head = "provider,region,instance,accelerator,usd_per_accelerator_hour,source,as_of\n"
+    plan = {"params": 7e9, "tokens": 1e12, "accelerator": "H100-SXM-80GB", "count": 8}
+    folder("rental_prices", head + "me,here,box,H100-SXM-80GB,1.5,bill,2026-10\n")
+    assert estimate_pretrain(**plan)["assumptions"]["usd_per_hour"]["value"] == 1.5
+    folder("rental_prices", head + "me,here,box,H100-SXM-80GB,-1,bill,2026-10\n")
+    with pytest.raises(InputError, match="column usd_per_accelerator_hour='-1'"):
+        estimate_pretrain(**plan)
+
+
+def test_no_run_beats_its_peak_or_its_own_step():
+    plan = {"model": "llama-2-7b", "tokens": 2e12, "accelerator": "H100-SXM-80GB", "count": 256}
+    with pytest.raises(InputError, match="is less than the 25,877 hours"):
+        estimate_pretrain(**plan, accelerator_hours=1)
+    told = estimate_pretrain(**plan, micro_batch=1)
+    for q, hours in told["accelerator_hours"].items():
+        other = {"p10": "p90", "p50": "p50", "p90": "p10"}[q]
+        step = told["step_tokens_per_s_per_accelerator"][other]
+        assert hours >= 2e12 / step / 3600 * (1 - 1e-9)
+    many = estimate_pretrain(**plan, micro_batch=1000)
+    assert many["memory_bytes_per_accelerator"] > 100 * told["memory_bytes_per_accelerator"]
+    assert many["fits"] is False
 
 
 def test_an_overlay_that_is_no_folder_or_no_text_is_refused(tmp_path, monkeypatch):

@@ -520,3 +520,66 @@ def test_counting_is_quick(name):
     start = time.process_time()
     count_params(name)
     assert time.process_time() - start < 0.1
+
+
+# ------------------------------------------------------------------ wrappers
+SIGHT = {  # the numbers that official repositories save, at small size
+    "clip_vision_model": VIT, "siglip_vision_model": VIT,
+    "pixtral": {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "head_dim": 6, "patch_size": 8, "image_size": 32},
+    "idefics3_vision": VIT, "smolvlm_vision": VIT,
+    "qwen2_vl_vision": {"depth": 2, "embed_dim": 24, "num_heads": 4, "hidden_size": 20,
+                        "mlp_ratio": 3, "patch_size": 7},
+    "qwen2_5_vl_vision": {"depth": 2, "hidden_size": 24, "num_heads": 4,
+                          "intermediate_size": 34, "out_hidden_size": 20}}
+LANGUAGE = {name: TEXT[name] for name in TEXT if name != "max_position_embeddings"}
+WRAPPERS = [(family, sight, text) for family, entry in walk_table()["wrappers"].items()
+            for sight in entry["vision"] if sight in SIGHT for text in entry["text"]]
+
+
+@pytest.mark.parametrize(("family", "sight", "text"), WRAPPERS)
+def test_wrappers_equal_the_module(family, sight, text):
+    entry = walk_table()["wrappers"][family]
+    base = {"model_type": family, "vision_config": SIGHT[sight] | {"model_type": sight},
+            "text_config": LANGUAGE | {"model_type": text, "num_key_value_heads": 1}}
+    base |= {"projection_dim": 20} if family == "paligemma" else {}
+    more = [{}, {"tie_word_embeddings": not entry["tied"]}]
+    more += [{key: not value if isinstance(value, bool) else value + 1}
+             for key, value in entry["defaults"].items() if key != "projection_dim"]
+    for head in entry["heads"]:
+        for changes in more:
+            config = base | changes | {"architectures": [head]}
+            built = sum(weight.numel() for weight in module(config).parameters())
+            assert count_params(config).total == built, (head, changes)
+
+
+def test_a_flat_config_of_qwen_is_read_as_it_is_saved():
+    config = LANGUAGE | {"model_type": "qwen2_vl", "tie_word_embeddings": True,
+                         "architectures": ["Qwen2VLForConditionalGeneration"],
+                         "num_key_value_heads": 1, "vision_config": SIGHT["qwen2_vl_vision"]}
+    built = sum(weight.numel() for weight in module(config).parameters())
+    assert count_params(config).total == built
+
+
+def test_gemma_3_4b_with_its_eyes():
+    """The released weights: 4,300,079,472 parameters."""
+    config = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"],
+              "text_config": {"model_type": "gemma3_text", "hidden_size": 2560,
+                              "intermediate_size": 10240, "num_hidden_layers": 34},
+              "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152,
+                                "intermediate_size": 4304, "num_hidden_layers": 27,
+                                "num_attention_heads": 16, "image_size": 896, "patch_size": 14,
+                                "vision_use_head": False}}
+    assert count_params(config).total == 4_300_079_472
+    text = config["text_config"] | {"architectures": ["Gemma3ForCausalLM"]}
+    assert count_flop(config, 64).total == count_flop(text, 64).total
+    with pytest.raises(InputError, match="vision_config=None of a gemma3 is missing"):
+        count_params({"model_type": "gemma3", "text_config": config["text_config"]})
+
+
+@pytest.mark.parametrize("model", ["resnet-50", "vit-b16"])
+def test_no_text_tokens_no_pretraining_order(model):
+    from flm_nb.invest.cost import estimate_pretrain
+
+    with pytest.raises(InputError, match="reads no text tokens"):
+        estimate_pretrain(model=model, tokens=1e9, accelerator="T4", count=8)

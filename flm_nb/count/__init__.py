@@ -29,5 +29,5 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, {
                 "weight_bytes", "weight_format"],
     "finetune": ["FinetuneEstimate", "StepPrices", "estimate_finetune", "memory_factors",
                  "predict_finetune", "predict_language", "price_work", "training_peak_bytes",
-                 "training_seconds"],
+                 "training_seconds", "what_would_fit"],
 })

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'WORK', 'BYTES', 'trainable_params', 'step_work', 'StepPrices', 'price_work', 'training_seconds',
-           'training_memory_kinds', 'read_shapes', 'memory_factors', 'training_peak_bytes', 'FinetuneEstimate',
-           'predict_finetune', 'predict_language', 'estimate_finetune']
+           'training_memory_kinds', 'read_shapes', 'memory_factors', 'training_peak_bytes', 'what_would_fit',
+           'FinetuneEstimate', 'predict_finetune', 'predict_language', 'estimate_finetune']
 
 # %% ../../nbs/8_count/85_finetune.ipynb #imports
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ from flm_nb.core import (
 )
 from .flop import step_flop
 from .params import count_params, find_targets, list_pieces
-from ..plan import padded_shapes, plan_batches, read_rows, split_rows, token_lengths
+from ..plan import padded_shapes, plan_batches
+from ..rows import folder_tokenizer, row_store, split_store
 from ..specs import Accelerator, ModelSpec
 
 # %% ../../nbs/8_count/85_finetune.ipynb #work
@@ -245,6 +246,36 @@ def training_peak_bytes(
     kinds = training_memory_kinds(spec, shapes, method=method, r=r, precision=precision)
     return float(kinds @ memory_factors()[0])
 
+# %% ../../nbs/8_count/85_finetune.ipynb #advice
+def what_would_fit(
+    spec: ModelSpec,  # with the head that is trained
+    shape: tuple[int, int],  # rows and padded tokens of the step that failed [2]
+    room_bytes: float,  # memory of the machine [B]
+    *,
+    method: str = "full",  # "full" or "lora"
+    r: int = 8,  # rank of the adapters [count]
+    precision: str = "auto",  # "fp32", "bf16" or what the machine has
+) -> dict[str, float]:  # option of `flm tune` -> peak that it leads to, only those that fit [B]
+    """Find the smallest change of each kind that brings a step under the room.
+
+    Ignores: what else the process and the machine hold.
+    """
+    rows, tokens = shape
+    tries = {"batch-size": [(rows >> n, tokens, method) for n in range(1, rows.bit_length())],
+             "method": [(rows, tokens, "lora")] if method == "full" else [],
+             "max-length": [(rows, tokens >> n, method) for n in range(1, 10)
+                            if tokens >> n > 7]}
+    found = {}
+    for option, plans in tries.items():
+        for some, length, how in plans:
+            value = {"batch-size": some, "method": how, "max-length": length}[option]
+            peak = training_peak_bytes(spec, np.array([(some, length)]), method=how, r=r,
+                                       precision=precision)
+            if peak <= room_bytes:
+                found[f"--{option} {value}"] = peak
+                break
+    return found
+
 # %% ../../nbs/8_count/85_finetune.ipynb #estimate
 @dataclass(frozen=True)
 class FinetuneEstimate:
@@ -291,11 +322,12 @@ def predict_finetune(
         if not (type(value) is int and low <= value <= high):
             raise InputError(name, value, f"is not a whole number from {low} to {high:,}")
     prices = price_work(Accelerator.named(accelerator), precision)
-    texts, labels = read_rows(data, text, label)
+    store = row_store(data, text, label, tokenizer=folder_tokenizer(folder),
+                      max_length=max_length)
     spec = ModelSpec.from_config(folder).with_head(
-        "SequenceClassification", classes=len(set(labels)) if labels else None)
-    split = split_rows(texts, labels, valid_share=valid_share, seed=seed)
-    lengths = token_lengths([texts[row] for row in split.train], folder, max_length)
+        "SequenceClassification", classes=len(store.names) if label else None)
+    split = split_store(store, valid_share=valid_share, seed=seed)
+    lengths = store.lengths[split.train]
     plans = [plan_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
              for epoch in range(epochs)]
     shapes = np.concatenate([padded_shapes(lengths, plan) for plan in plans])

@@ -339,7 +339,8 @@ def kv_bytes_per_token(
         raise InputError("config", spec.name, f"is a {spec.family}, which keeps no cache")
     _positive("dtype_bytes", dtype_bytes)
     each = spec.evaluate(spec.layout.get("cache", "2*kv*head"))
-    return len(_looks(spec)) * each * dtype_bytes
+    total = len(_looks(spec)) * each * np.asarray(dtype_bytes)
+    return total if total.ndim else total.item()
 
 
 def _looks(spec):

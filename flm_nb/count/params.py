@@ -156,7 +156,7 @@ def count_params(
     parts = {}
     for piece in list_pieces(spec):
         parts[piece.part] = parts.get(piece.part, 0) + piece.copies * piece.params
-    return Breakdown(parts, "param", f"{spec.head_class}, {spec.source}")
+    return Breakdown(parts | dict(spec.beside), "param", f"{spec.head_class}, {spec.source}")
 
 
 def active_params(
@@ -167,7 +167,9 @@ def active_params(
     Ignores: that a token reads one row of the embedding; the whole table counts here.
     Raises: InputError if the config cannot be read.
     """
-    return sum(min(piece.used, piece.copies) * piece.params for piece in list_pieces(config))
+    spec = ModelSpec.from_config(config)
+    return sum(dict(spec.beside).values()) + sum(
+        min(piece.used, piece.copies) * piece.params for piece in list_pieces(spec))
 
 # %% ../../nbs/8_count/81_params.ipynb #lora
 def find_targets(

@@ -162,7 +162,7 @@ def fit_width(
 ) -> float:  # 80 % of the rows of an unseen code base lie within exp of this [ln]
     """Find the width of the interval, each code base predicted from the others.
 
-    Source: the 85 % quantile of |ln error|, for rows of one code base err together.
+    Source: the 85 % quantile of absolute ln error, for rows of one code base err together.
 
     Raises: InputError for fewer than two code bases.
     """

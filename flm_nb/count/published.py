@@ -110,10 +110,11 @@ def run_flop(
     n, arch = run_numbers(row), (row.get("arch_type") or "decoder").lower()
     if n["tokens"] is None:
         return None, "tokens are missing"
-    if (row.get("unit") or "token").strip() != "token":
-        macs = n["fwd_macs_per_unit"] or _transformer_macs(n)
+    unit = (row.get("unit") or ("image" if arch in ("vit", "cnn", "clip") else "token")).strip()
+    if unit != "token":
+        macs = n["fwd_macs_per_unit"] or (_transformer_macs(n) if "image" in unit else None)
         return ((6 * macs * n["tokens"], "") if macs else
-                (None, f"fwd_macs_per_unit is missing for the unit {row['unit']}"))
+                (None, f"fwd_macs_per_unit is missing for the unit {unit}"))
     inside = (n["heads"] or 0) * (n["head_dim"] or 0) or n["hidden"]
     scores = 12 * (n["layers"] or 0) * (inside or 0) * (n["seq_len"] or 0)
     weights, _, told = active_of(row)

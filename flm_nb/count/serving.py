@@ -235,7 +235,8 @@ def token_parts(
     ring = collective_s("all_reduce", batch * model.width * 2, count, link * LINK_SHARE)
     layer = (c["layer_s"] + c["layer_experts_s"] * many + c["layer_latent_s"] * model.latent)
     return {"memory or arithmetic": step,
-            "prompts of others": mixed * batch * prompt / answer * 2 * model.active / rate,
+            "prompts of others": mixed * np.maximum(batch - 1, 0) * prompt / answer * (
+                2 * model.active / rate),
             "sums across machines": 2 * model.layers * np.greater(count, 1) * (
                 c["sum_s"] + ring),
             "launches of layers": model.layers * layer,
@@ -278,7 +279,7 @@ def _positive(name, value, whole=True):
     array = np.asarray(value)
     if array.dtype.kind not in "iuf" or not np.all((array >= 1) & (array <= 1e7)) or (
             whole and np.any(array != np.round(array))):
-        raise InputError(name, value, "is no whole number from 1 to 10,000,000")
+        raise InputError(name, value, f"is no {'whole ' * whole}number from 1 to 10,000,000")
     return value
 
 
@@ -305,7 +306,7 @@ def serving_times(
         _positive(name, value)
     _positive("batch", batch, whole=False)
     chip, model = Accelerator.named(accelerator), served_model(config)
-    each = _positive("tensor_parallel", tensor_parallel or count)
+    each = _positive("tensor_parallel", count if tensor_parallel is None else tensor_parallel)
     if count % each:
         raise InputError("tensor_parallel", each, f"does not divide {count} accelerators")
     if mode not in ("aggregated", "disaggregated"):

@@ -73,6 +73,9 @@ def _number(text):
     return float(text) if text else UNKNOWN
 
 
+_chip = cache(Accelerator.named)  # hundreds of rows name a handful of chips
+
+
 def _step_row(row):
     """One row of the step tables as numbers; None where sizes, chip or format are missing."""
     dtype = NARROW.get(row["dtype"], row["dtype"])
@@ -82,13 +85,14 @@ def _step_row(row):
     one = {name: _number(row[name]) for name in names} | {
         "active": _number(row["active_params"] or row["params"]),
         "count": _number(row["accelerators"])}
-    one |= _facts(Accelerator.named(row["accelerator"]), dtype)
-    speed, rows = _number(row["tokens_per_s_per_accelerator"]), _number(row["micro_batch"])
-    shared = _number(row["global_batch_sequences"]) / one["count"]
+    one |= _facts(_chip(row["accelerator"]), dtype)
+    speed, rows, shared = (_number(row[name]) for name in (
+        "tokens_per_s_per_accelerator", "micro_batch", "global_batch_sequences"))
     return one | {
         "mfu": speed * _flop(one) / one["peak"] if speed == speed else
                _number(row["reported_mfu"]),
-        "tokens": (rows if "FSDP" in row["sharding"] else shared) * one["seq_len"],
+        "tokens": (rows if "FSDP" in row["sharding"] else
+                   shared / one["count"]) * one["seq_len"],
         "recompute": {"full": 1.0, "none": 0.0}.get(row["recompute"].split(" ")[0], UNKNOWN),
         "lora": float(row["method"] != "full"), "model": row["model"], "source": row["set"],
         "chip": row["accelerator"], "dtype": dtype, "judged": True,
@@ -106,7 +110,7 @@ def _run_row(row):
            "active": _number(row["active_params"]), "layers": _number(row["layers"]),
            "width": _number(row["hidden"]), "seq_len": _number(row["seq_len"]),
            "vocab": UNKNOWN, "tokens": UNKNOWN, "count": _number(row["chips_count"])}
-    one |= _facts(Accelerator.named(row["hardware"]), "bf16")
+    one |= _facts(_chip(row["hardware"]), "bf16")
     return one | {
         "mfu": _number(row["reported_mfu"]) if row["reported_mfu"] else 0.75 * hard,
         "early": EARLY * (_number(row["year"]) < 2023), "lora": 0.0, "judged": False,
@@ -225,12 +229,13 @@ def _fit(kind=None, left_out=None):
     rows = [row for row in _rows() if row["usual"]
             and (kind is None or (_labels(row) | row)[kind] != left_out)]
     names = sorted({pair for row in rows for pair in _labels(row).items()})
-    member = np.array([[_labels(row)[one] == who for one, who in names] for row in rows], float)
+    labels = [_labels(row) for row in rows]
+    member = np.array([[own[one] == who for one, who in names] for own in labels], float)
     cells = [(row["source"], row["model"], row["chip"], row["dtype"]) for row in rows]
-    weight = np.tile([Counter(cells)[cell] ** -0.5 / 2 for cell in cells], 2)
+    often = Counter(cells)  # rows of one cell share the weight of a few
+    weight = np.tile([often[cell] ** -0.5 / 2 for cell in cells], 2)
     seen, member = _columns(rows), np.tile(member, (2, 1))
-    blind = _blind(seen)
-    work = {name: np.concatenate([seen[name], blind[name]]) for name in seen}
+    work = {name: np.concatenate([seen[name], hidden]) for name, hidden in _blind(seen).items()}
     expected = {**TERMS, **KNOBS}
     start = np.array([np.log(value) for value, _ in expected.values()] + [0.0] * len(names))
     spread = np.array([sd for _, sd in expected.values()] + [EFFECTS[one] for one, _ in names])
@@ -242,10 +247,9 @@ def _fit(kind=None, left_out=None):
         slope = np.hstack([_slopes(work, theta, value, parts, total), member])
         heavy = weight / NOISE ** 2 * np.minimum(
             1, 1.35 * NOISE / np.maximum(np.abs(off), 1e-9))
-        move = np.clip(np.linalg.solve(
+        point = point + np.clip(np.linalg.solve(
             slope.T @ (slope * heavy[:, None]) + np.diag(spread ** -2),
             slope.T @ (heavy * off) - (point - start) / spread ** 2), -0.7, 0.7)
-        point = point + move
     return dict(zip(expected, point, strict=False)), dict(
         zip(names, point[size:], strict=True)), len(rows)
 

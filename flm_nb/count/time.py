@@ -165,7 +165,7 @@ def prefill_s(
                        "peak_flop_per_s": peak_flop_per_s}.items():
         _check(name, size)
     check_fraction("efficiency", efficiency)
-    seconds = 2.0 * params * np.multiply(seq_len, batch) / np.multiply(
+    seconds = 2.0 * np.multiply(params, np.multiply(seq_len, batch)) / np.multiply(
         peak_flop_per_s, efficiency)
     return seconds if np.ndim(seconds) else float(seconds)
 
@@ -174,7 +174,6 @@ def decode_step_s(
     weight_bytes: float | np.ndarray,  # weights that a step reads [B]
     kv_bytes: float | np.ndarray,  # cache that a step reads, all sequences [B]
     bytes_per_s: float | np.ndarray,  # memory bandwidth of all accelerators [B/s]
-    *,
     flop: float | np.ndarray = 0,  # arithmetic of the step [FLOP]
     peak_flop_per_s: float | np.ndarray = np.inf,  # of all accelerators [FLOP/s]
     overhead_s: float | np.ndarray = 0,  # launches and waits that nothing hides [s]

@@ -6,4 +6,6 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, {
              "load_table", "look", "reviews", "text_bundle"],
     "language": ["BytePart", "LanguageBundle", "compressor_bits_per_byte", "language_bundle",
                  "library_files", "unigram_bits_per_byte"],
+    "tokens": ["Corpus", "TokenStore", "open_corpus", "token_store", "train_bpe"],
+    "blocks": ["BlockPart", "language_parts", "shuffled_rows"],
 })

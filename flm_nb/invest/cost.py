@@ -31,6 +31,7 @@ from flm_nb.invest.prices import (
     usd_per_mtok,
 )
 from ..specs import Accelerator, ModelSpec
+from ..walk import length_unit
 
 # %% ../../nbs/9_invest/92_cost.ipynb #sane
 BOUNDS = PRICE_BOUNDS | {  # field -> lowest, highest that can be meant, what to check
@@ -67,8 +68,10 @@ def _default_price(chip, why):
     """The catalogue's rent of a chip and its source; an old one is said in `why`."""
     try:
         fact = rental_price(chip.name, days=None)
-    except InputError:  # "here", or an accelerator of your own: it brings its price
-        fact = None
+    except InputError as problem:
+        if problem.field != "accelerator":  # a broken row of your own
+            raise
+        fact = None  # "here", or an accelerator of your own: it brings its price
     if fact is None:
         return chip.usd_per_hour, chip.source
     age = age_days(fact.as_of)
@@ -119,13 +122,19 @@ def _pretrain_flop(given, assumed):
             if value is not None:
                 raise InputError(name, value, "goes with params; the model's config knows it")
         spec = ModelSpec.from_config(given["model"])
+        if "vocab" not in spec.sizes or not length_unit(spec.layout).startswith("tokens"):
+            raise InputError("model", given["model"], f"is a {spec.family}, which reads no "
+                             "text tokens; give a language model, or plan its training "
+                             "with flm estimate finetune")
         if seq_len is None:
             seq_len = min(4096, spec.max_tokens or 4096)
             assumed["seq_len"] = {"value": seq_len, "source":
                                   "the smaller of 4096 and the config's maximum"}
         seq_len = int(seq_len)
         flop = count_flop(spec, seq_len).total * tokens / seq_len
-        kept = activation_bytes(spec, batch=1, tokens=seq_len, recompute=True).total
+        again = given["recompute"] or "full"
+        kept = activation_bytes(spec, batch=given["micro_batch"] or 1, tokens=seq_len,
+                                recompute=again).total
         return flop, float(count_params(spec).total), active_params(spec), kept
     params = given["params"]
     if shape["active_params"] is None:
@@ -154,7 +163,7 @@ def _told_fit(chip, bytes_each):
                   f"{chip.memory_bytes / 1e9:.0f} GB less a reserve of {RESERVE:.0%}")
 
 
-def _fit(chip, params, kept, count, assumed):
+def _fit(chip, params, kept, count, given, assumed):
     """Bytes on each of `count`, whether they fit, the least count that does, and why."""
     budget = chip.memory_bytes * (1 - RESERVE)
 
@@ -171,10 +180,12 @@ def _fit(chip, params, kept, count, assumed):
     assumed |= {
         "bytes_per_param": {"value": 16, "source": "Rajbhandari 2020, mixed-precision Adam, "
                             "sharded over all accelerators"},
-        "micro_batch": {"value": 1, "source": "the least that trains"},
-        "activation_bytes": {"value": kept, "source": "Korthikanti 2022: one sequence, fused "
-                             "attention, every block recomputed" if kept is not None else
-                             "unknown without an architecture; left out"},
+        "micro_batch": {"value": given["micro_batch"] or 1, "source": "the least that trains, "
+                        "unless given"},
+        "activation_bytes": {"value": kept, "source": "Korthikanti 2022: one micro-batch, "
+                             f"fused attention, recompute {given['recompute'] or 'full'}"
+                             if kept is not None else "unknown without an architecture; left "
+                             "out"},
         "memory_reserve": {"value": RESERVE, "source": "context, buffers, allocator gaps: "
                            "5-15 % of the memory"}}
     bytes_each = needed(count)
@@ -231,7 +242,7 @@ def _pretrain(given):
              "tokens": given["tokens"], "arch": _kind(given["model"])}
     hours, speed = _hours_and_speed(chip, flop, given, assumed, sizes)
     count = int(count)
-    bytes_each, fits, least, told = _fit(chip, params, kept, count, assumed)
+    bytes_each, fits, least, told = _fit(chip, params, kept, count, given, assumed)
     if given["tokens"] < params / 100:
         why.append(f"warning: {given['tokens']:g} tokens are below a hundredth of the "
                    f"{params:g} parameters; such a model has hardly been trained")
@@ -262,10 +273,15 @@ def _hours_and_speed(chip, flop, given, assumed, sizes):
         assumed["step_mfu"] = {"value": _spread(told.mfu.p10, told.mfu.p50, told.mfu.p90),
                                "source": told.mfu.source}
     if given["accelerator_hours"] is not None:
+        least = training_hours(flop, peak_flop_per_s=peak, mfu=1.0)
+        if given["accelerator_hours"] < least:
+            raise InputError("accelerator_hours", given["accelerator_hours"], "is less than "
+                             f"the {least:,.6g} hours of {flop:.3g} FLOP at the full peak")
         return _spread(given["accelerator_hours"]), speed
     if known is None:
         found = wall_mfu(chip.name, given["dtype"], **sizes)
-        share = _spread(found.p10, found.p50, found.p90)
+        share = {q: min(getattr(found, q), rate * flop / (tokens * peak))
+                 for q, rate in speed.items()}  # no run is faster than its steps
         assumed["mfu"] = {"value": share, "source": found.source}
     order = {"p10": "p90", "p50": "p50", "p90": "p10"}  # a high share means few hours
     return {q: float(training_hours(flop, peak_flop_per_s=peak, mfu=share[other]))

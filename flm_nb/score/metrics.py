@@ -296,7 +296,8 @@ def bits_per_byte(
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             mean = next_token_loss(model(**batch), batch).item()
-        predicted = batch["input_ids"][:, 1:].numel()
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        predicted = mask[:, 1:].sum().item()
         nats, count = nats + mean * predicted, count + predicted
     model.train(was_training)
     if not count:

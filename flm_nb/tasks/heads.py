@@ -9,6 +9,7 @@ __all__ = ['ATTENTION_DROPOUT', 'HIDDEN_DROPOUT', 'load_classifier', 'load_langu
 # %% ../../nbs/2_tasks/21_heads.ipynb #imports
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -134,6 +135,13 @@ def next_token_loss(
     return cross_entropy(scores.flatten(0, 1).float(), truth.flatten())
 
 # %% ../../nbs/2_tasks/21_heads.ipynb #check-batch
+@cache
+def _argument_names(kind):
+    """Names that the forward of a class writes down; none if it passes all of them on."""
+    known = list(inspect.signature(kind.forward).parameters.values())[1:]
+    return [one.name for one in known if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+
+
 def check_batch(
     model: torch.nn.Module,  # about to be trained
     batch: Mapping[str, torch.Tensor],  # what its forward would be given
@@ -142,15 +150,16 @@ def check_batch(
 
     Raises: InputError naming the key, or the label that is outside.
     """
-    known = inspect.signature(getattr(model, "forward", model)).parameters
-    names = [name for name, one in known.items() if one.kind is not one.VAR_KEYWORD]
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = _argument_names(type(inner))
     for key in batch:
-        if key not in names:
-            raise InputError("batch", key, f"is no argument of {type(model).__name__}; give "
+        if names and key not in names:
+            raise InputError("batch", key, f"is no argument of {type(inner).__name__}; give "
                              + ", ".join(names))
     classes = getattr(getattr(model, "config", None), "num_labels", None)
     labels = batch.get("labels")
-    if classes and labels is not None and labels.dim() == 1 and labels.numel():
+    if classes and labels is not None and labels.dim() == 1 and labels.numel() and not (
+            labels.is_floating_point()):
         low, high = labels.min().item(), labels.max().item()
         if low < 0 or high >= classes:
             raise InputError("labels", high if high >= classes else low, "is outside the "
