@@ -1,4 +1,4 @@
-"""A run may break anywhere: what is saved is whole, what goes on is exact, what is said helps."""
+"""A run may break anywhere: what is saved is whole, what goes on is exact, words help."""
 import json
 import multiprocessing
 import os

@@ -106,7 +106,10 @@ def test_no_token_is_lost_or_doubled(texts, piece, share, block, batch, steps, s
             assert content == b""
             continue
         plan = side.plan(batch_size=batch, seed=seed, epoch=0)
-        counts = np.bincount(np.concatenate(list(plan)), minlength=side.rows)
+        dealt = np.concatenate(list(plan))
+        counts = np.bincount(dealt, minlength=side.rows)
+        for first in range(0, len(dealt) - side.rows + 1, side.rows):  # each whole pass
+            assert len(set(dealt[first:first + side.rows])) == side.rows
         if side.steps is None:  # one pass
             assert set(counts) == {1}
         else:

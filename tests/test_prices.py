@@ -486,8 +486,9 @@ def test_a_broken_rent_of_your_own_is_not_passed_over(folder):
 
 def test_no_run_beats_its_peak_or_its_own_step():
     plan = {"model": "llama-2-7b", "tokens": 2e12, "accelerator": "H100-SXM-80GB", "count": 256}
-    with pytest.raises(InputError, match="is less than the 25,877 hours"):
-        estimate_pretrain(**plan, accelerator_hours=1)
+    with pytest.warns(UserWarning, match="take 25,877.* hours at the full peak"):
+        short = estimate_pretrain(**plan, accelerator_hours=1)
+    assert short["usd"]["p50"] == 2.99 and "warning: accelerator_hours=1" in short["why"]
     told = estimate_pretrain(**plan, micro_batch=1)
     for q, hours in told["accelerator_hours"].items():
         other = {"p10": "p90", "p50": "p50", "p90": "p10"}[q]

@@ -247,6 +247,10 @@ def _pretrain(given):
         why.append(f"warning: {given['tokens']:g} tokens are below a hundredth of the "
                    f"{params:g} parameters; such a model has hardly been trained")
         warnings.warn(why[-1].removeprefix("warning: "), stacklevel=3)
+    if "accelerator_hours" in assumed:
+        why.append("warning: accelerator_hours="
+                   f"{given['accelerator_hours']:g} {assumed['accelerator_hours']['source']}")
+        warnings.warn(why[-1].removeprefix("warning: "), stacklevel=3)
     usd, kwh, co2 = _money_and_carbon(chip, hours, given, assumed, why)
     return {
         "flop": float(flop), "accelerator_hours": hours,
@@ -274,9 +278,9 @@ def _hours_and_speed(chip, flop, given, assumed, sizes):
                                "source": told.mfu.source}
     if given["accelerator_hours"] is not None:
         least = training_hours(flop, peak_flop_per_s=peak, mfu=1.0)
-        if given["accelerator_hours"] < least:
-            raise InputError("accelerator_hours", given["accelerator_hours"], "is less than "
-                             f"the {least:,.6g} hours of {flop:.3g} FLOP at the full peak")
+        if given["accelerator_hours"] < least:  # priced all the same: it was asked for
+            assumed["accelerator_hours"] = {"value": given["accelerator_hours"], "source": (
+                f"given, but {flop:.3g} FLOP take {least:,.6g} hours at the full peak")}
         return _spread(given["accelerator_hours"]), speed
     if known is None:
         found = wall_mfu(chip.name, given["dtype"], **sizes)
