@@ -71,6 +71,12 @@ OPTIONS = {
     "--precision": {"choices": ["auto", "fp32", "bf16"], "default": "auto",
                     "help": "of matrix products; auto asks the machine"},
     "--method": {"choices": ["full", "lora"], "default": "full", "help": "what is trained"},
+    "--dropout": {"type": amount, "metavar": "F", "help": "dropped everywhere, attention too "
+                  "(default: the model's own, with classes none in attention)"},
+    "--max-tokens-per-batch": {"type": whole, "metavar": "T", "help": "padded tokens of one "
+                               "step, instead of --batch-size rows"},
+    "--compile": {"action": "store_true", "default": None, "help": "let torch.compile write "
+                  "the kernels: a minute or more before the first step, for long runs"},
     "--lr": {"type": amount, "help": "peak learning rate (default: 1e-4 full, 2e-3 lora; "
              "with lm, by the model's size)"},
     "--save-every": {"type": whole, "metavar": "STEPS",
@@ -164,9 +170,10 @@ def estimate_finetune(
         if getattr(options, name) is None:
             remedy = "is missing; give --data FILE, or --examples and --seq-len"
             raise InputError(name, None, remedy)
-    if options.max_length is not None:
-        raise InputError("max_length", options.max_length, "cuts texts, and a plan has none; "
-                         "give the length as --seq-len")
+    for name in ("max_length", "max_tokens_per_batch"):
+        if getattr(options, name) is not None:
+            raise InputError(name, getattr(options, name), "is about texts, and a plan has "
+                             "none; give their length as --seq-len")
     from flm_nb.invest.cost import estimate_finetune_plan
 
     return estimate_finetune_plan(**_given(options, *PLAN, *PLAN_ALONE, method=options.method))
@@ -257,7 +264,7 @@ def tune_language(
     precision = pick_precision(options.precision)
     foreseen = _after_measuring(predict_language, {
         "config": job.describe(), "block": job.train.block, "steps": job.steps,
-        "batch_size": options.batch_size, "precision": precision})
+        "batch_size": job.config.batch_size, "precision": precision})
     with _advice(options, job.describe()):
         answer = run_language(job, options.out, resume=options.resume) | foreseen.summary()
     done = 1 - answer["resumed_step"] / job.steps
@@ -298,19 +305,21 @@ def _advice(options, model):
 
 def _after_measuring(predict, job):
     """A prediction, after measuring this machine if that was not done."""
+    from flm_nb.train.many import first_then_others
     from flm_nb.train.measure import measure_machine
 
-    if not (cache_folder() / "here.json").exists():
-        print("flm: measuring this machine once, up to 20 s", file=sys.stderr)
-        measure_machine()
-    try:
-        return predict(**job)
-    except InputError as problem:
-        if problem.field != "precision":
-            raise
-        print(f"flm: measuring this machine in {problem.value} too", file=sys.stderr)
-        measure_machine(precisions=("bf16", "fp32"))
-        return predict(**job)
+    with first_then_others():
+        if not (cache_folder() / "here.json").exists():
+            print("flm: measuring this machine once, up to 20 s", file=sys.stderr)
+            measure_machine()
+        try:
+            return predict(**job)
+        except InputError as problem:
+            if problem.field != "precision":
+                raise
+            print(f"flm: measuring this machine in {problem.value} too", file=sys.stderr)
+            measure_machine(precisions=("bf16", "fp32"))
+            return predict(**job)
 
 
 def predict(
@@ -323,11 +332,11 @@ def predict(
 
 # %% ../nbs/cli.ipynb #parser
 JOB = ("model", "data", "text", "label", "batch_size", "max_length", "epochs", "seed",
-       "valid_share", "r", "precision")
-RUN = ("method", "out", "lr", "save_every", "resume")
+       "valid_share", "r", "precision", "max_tokens_per_batch")
+RUN = ("method", "out", "lr", "save_every", "resume", "dropout", "compile")
 ALONE = {"text": ("text", "label", "epochs", "method", "r"), "lm": ("tokens", "bpe")}  # tasks
 LANGUAGE = ("data", "model", "tokens", "max_length", "batch_size", "lr", "seed", "valid_share",
-            "save_every", "bpe", "precision")
+            "save_every", "bpe", "precision", "max_tokens_per_batch", "dropout", "compile")
 LANGUAGE_ANSWER = ("loss", "valid_loss", "bits_per_byte", "mfu")
 PLAN_ALONE = ("count", "micro_batch", "quantize", "recompute", "optimizer", "stage",
               "tensor_parallel", "pipeline_parallel")  # what only a plan can say
@@ -473,6 +482,8 @@ def main(
         if isinstance(problem, OSError) and problem.filename:
             return _complain(f"{problem.filename}: {problem.strerror}")
         return _complain(str(problem) or type(problem).__name__)
+    if os.environ.get("RANK", "0") != "0":
+        return 0  # of several processes the first one answers
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -495,3 +506,7 @@ def _complain(message, code=2):
 def _plain(value):
     """Numbers and arrays of numpy as Python's own."""
     return value.tolist()
+
+
+if __name__ == "__main__" and "__file__" in globals():  # python -m flm_nb.cli, for launchers
+    sys.exit(main())

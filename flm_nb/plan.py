@@ -138,6 +138,7 @@ def plan_batches(
     batch_size: int,  # rows of one optimizer step [rows]
     seed: int,  # of the whole run [seed]
     epoch: int,  # each pass over the data has its own order [count]
+    max_tokens: int | None = None,  # padded, of one step, instead of `batch_size` [tokens]
 ) -> list[np.ndarray]:  # row numbers of each step
     """Cut one epoch into batches of similar length: the largest first, then in random order.
 
@@ -146,16 +147,32 @@ def plan_batches(
     """
     if not len(lengths):
         raise InputError("rows", 0, "are too few for a batch; give at least one")
+    if max_tokens is not None and not (type(max_tokens) is int and max_tokens >= 1):
+        raise InputError("max_tokens", max_tokens, "is not a whole number from 1")
     if not (isinstance(batch_size, int | np.integer) and batch_size >= 1):
         raise InputError("batch_size", batch_size, "is not a whole number from 1")
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
     width = -(-np.asarray(lengths)[order] // MULTIPLE)
     order = order[np.argsort(width, kind="stable")]
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if max_tokens is None:
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    else:
+        batches = _fill(order, MULTIPLE * np.sort(width), max_tokens)
     batches = [batches[i] for i in random.permutation(len(batches))]
     largest = padded_shapes(lengths, batches).prod(axis=1).argmax()
     return [batches.pop(largest), *batches]
+
+
+def _fill(order, widths, most):
+    """Cut rows of ascending width so that no batch has more tokens than `most`, padded."""
+    batches, first = [], 0
+    while first < len(order):
+        near = widths[first : first + max(1, most // widths[first])]
+        fits = max(1, int(np.count_nonzero(near * np.arange(1, len(near) + 1) <= most)))
+        batches.append(order[first : first + fits])
+        first += fits
+    return batches
 
 
 def padded_shapes(

@@ -36,13 +36,13 @@ def used_versions() -> dict[str, str]:
 
 # %% ../../nbs/5_adapt/50_card.ipynb #command
 def tune_command(
-    options: Mapping[str, object],  # option -> its value, or a tuple; None is left out
+    options: Mapping[str, object],  # option -> value, tuple, or True; None is left out
 ) -> str:
     """Write the call of `flm tune` that does the same again, without any path."""
     words = ["flm", "tune"]
     for name, value in options.items():
         if value is not None:
-            several = value if isinstance(value, tuple) else (value,)
+            several = value if isinstance(value, tuple) else () if value is True else (value,)
             words += [f"--{name.replace('_', '-')}",
                       *(one.name if isinstance(one, Path) else str(one) for one in several)]
     return shlex.join(words)

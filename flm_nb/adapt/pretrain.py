@@ -35,8 +35,14 @@ from ..data.blocks import language_parts
 from ..data.tokens import END, open_corpus, token_store, train_bpe
 from ..families import model_catalogue
 from ..score.metrics import bits_per_byte
-from ..tasks.heads import load_language_model, next_token_loss
+from flm_nb.tasks.heads import (
+    load_language_model,
+    next_token_loss,
+    predicted_tokens,
+    set_dropout,
+)
 from ..train.loop import FitConfig, fit
+from ..train.many import first_then_others, one_writes, processes
 from ..train.measure import peak_memory
 from ..units import format_si, parse_si
 
@@ -204,24 +210,32 @@ class LanguageJob:
         save_every: int | None = None,  # between checkpoints; None: ten of them [steps]
         bpe: int | None = None,  # size of a tokenizer to train; None takes the model's [V]
         precision: str = "auto",  # "fp32", "bf16" or what the machine has
+        dropout: float | None = None,  # everywhere; the model's own if None [fraction]
+        max_tokens_per_batch: int | None = None,  # instead of `batch_size` blocks [tokens]
+        compile: bool = False,  # let torch.compile write the kernels
     ):
         files = [data] if isinstance(data, str | Path) else list(data)
         FitConfig(batch_size=batch_size, seed=seed, precision=precision)  # complains first
-        self.steps = _steps(tokens, max_length, batch_size)
+        if max_tokens_per_batch is not None:
+            FitConfig(max_tokens=max_tokens_per_batch)
+            batch_size = max(1, max_tokens_per_batch // max_length)
+        self.steps, self.dropout = _steps(tokens, max_length, batch_size), dropout
         self.source = find_source(model)
-        corpus = open_corpus(files, valid_share=valid_share)
-        self.tokenizer = _tokenizer(self.source, corpus, bpe)
+        with first_then_others():
+            corpus = open_corpus(files, valid_share=valid_share)
+            self.tokenizer = _tokenizer(self.source, corpus, bpe)
         self.shape = self.source.config or _make_config(llama_config(
             self.source.params, vocab=len(self.tokenizer or range(256)), block=max_length))
         _check_shape(self.shape, self.tokenizer, max_length)
         self.params, self.head = _count(self.shape)
         backend = self.tokenizer and self.tokenizer.backend_tokenizer
-        self.store = token_store(corpus, backend)
+        with first_then_others():
+            self.store = token_store(corpus, backend)
         self.train, self.valid = language_parts(self.store, block=max_length, steps=self.steps)
         if lr is None:
             lr = usual_rate(self.params, continued=bool(self.source.weights))
         self.config = FitConfig(
-            batch_size=batch_size, seed=seed, precision=precision, lr=lr,
+            batch_size=batch_size, seed=seed, precision=precision, lr=lr, compile=compile,
             schedule="cosine", weight_decay=0.1,
             save_every=save_every or max(1, -(-self.steps // 10)))
         shape = sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
@@ -229,7 +243,7 @@ class LanguageJob:
             "task": "lm", "data": self.store.fingerprint[:16], "model": shape[:16],
             "base": model_print(self.source.weights) if self.source.weights else None,
             "max_length": max_length, "valid_share": valid_share, "tokens": int(tokens),
-            "bpe": bpe}
+            "bpe": bpe, "dropout": dropout}
         self.files, self.model = corpus.files, _shown(model)
 
     def describe(self) -> dict[str, object]:
@@ -250,6 +264,8 @@ class LanguageJob:
         """The model with its random or pretrained weights."""
         source = self.source.weights or self.shape
         model = load_language_model(source, seed=self.config.seed)
+        if self.dropout is not None:
+            set_dropout(model, self.dropout)
         if looks_ahead(model):
             raise InputError("model", self.shape.model_type, "reads both ways, so it would see "
                              "the token that it has to predict; take a decoder such as llama")
@@ -323,6 +339,9 @@ def tune_language(
     resume: bool = False,  # go on from the newest checkpoint in `out`
     bpe: int | None = None,  # size of a tokenizer to train; None takes the model's [V]
     precision: str = "auto",  # "fp32", "bf16" or what the machine has
+    dropout: float | None = None,  # everywhere; the model's own if None [fraction]
+    max_tokens_per_batch: int | None = None,  # instead of `batch_size` blocks [tokens]
+    compile: bool = False,  # let torch.compile write the kernels
     progress: bool = True,  # show a bar with the time that is left
 ) -> dict[str, object]:  # the keys of `tune`, and loss, valid_loss, bits_per_byte
     """Train a language model on text files and save it.
@@ -332,7 +351,8 @@ def tune_language(
     job = LanguageJob(
         data=data, model=model, tokens=tokens, max_length=max_length, batch_size=batch_size,
         lr=lr, seed=seed, valid_share=valid_share, save_every=save_every, bpe=bpe,
-        precision=precision)
+        precision=precision, dropout=dropout, max_tokens_per_batch=max_tokens_per_batch,
+        compile=compile)
     return run_language(job, out, resume=resume, progress=progress)
 
 
@@ -348,30 +368,33 @@ def run_language(
     if resume and note.found() == "run.json":
         trained = load_language_model(Path(out)).eval()
         return _summary(job, trained, None, note.read()["loss"]) | {"measured_peak_bytes": None}
-    if progress:
+    if progress and processes().is_main_process:
         print(job)
     with peak_memory() as memory:
         model = job.build()
         note.begin(resume)
-        history = fit(model, job.train, job.config, loss=next_token_loss, out=out,
-                      resume=resume, progress=progress)
+        history = fit(model, job.train, job.config, loss=next_token_loss,
+                      weigh=predicted_tokens, out=out, resume=resume, progress=progress)
     loss = sum(history.losses[-_late(job):]) / _late(job)
     facts = {"task": "lm", "method": "full", "max_length": job.train.block,
              "tokens": "tokenizer" if job.tokenizer else "bytes"}
-    save_folder(out, model, job.tokenizer, facts)
     summary = _summary(job, model, history, loss)
-    atomic_write(Path(out) / "README.md", _card(job, history, summary))
-    note.end({"loss": loss})
+    with one_writes() as chosen:
+        if chosen:
+            save_folder(out, model, job.tokenizer, facts)
+            atomic_write(Path(out) / "README.md", _card(job, history, summary))
+            note.end({"loss": loss})
     return summary | {"measured_peak_bytes": memory["rise_bytes"]}
 
 
 def _card(job, history, summary):
     """The model card: what a reader needs to trust the model, or to make it again."""
-    chosen = ("tokens", "max_length", "valid_share", "bpe")
+    chosen = ("tokens", "max_length", "valid_share", "bpe", "dropout")
     asked = {"task": "lm", "data": job.files, "model": job.model, "out": "DIR"}
     asked |= {name: job.settings[name] for name in chosen}
     asked |= {name: getattr(job.config, name) for name in ("batch_size", "lr", "seed")}
     asked["precision"] = history.numerics["precision"]
+    asked["compile"] = job.config.compile or None
     return model_card(
         f"{job.head} of {format_si(job.params)} parameters",
         "python -c \"from transformers import AutoModelForCausalLM as M; "

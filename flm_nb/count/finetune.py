@@ -310,6 +310,7 @@ def predict_finetune(
     valid_share: float = 0.1,  # rows held back [fraction]
     r: int = 8,  # rank of the adapters [count]
     precision: str = "auto",  # "fp32", "bf16" or what the machine has
+    max_tokens_per_batch: int | None = None,  # padded, instead of `batch_size` rows [tokens]
 ) -> FinetuneEstimate:
     """Predict a fine-tuning from the lengths of its texts and the machine's profile.
 
@@ -328,8 +329,8 @@ def predict_finetune(
         "SequenceClassification", classes=len(store.names) if label else None)
     split = split_store(store, valid_share=valid_share, seed=seed)
     lengths = store.lengths[split.train]
-    plans = [plan_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
-             for epoch in range(epochs)]
+    plans = [plan_batches(lengths, batch_size=batch_size, seed=seed, epoch=epoch,
+                          max_tokens=max_tokens_per_batch) for epoch in range(epochs)]
     shapes = np.concatenate([padded_shapes(lengths, plan) for plan in plans])
     return _estimate(spec, shapes, prices, method, r)
 
@@ -401,9 +402,11 @@ def estimate_finetune(
     valid_share: float = 0.1,  # [fraction]
     r: int = 8,  # [count]
     precision: str = "auto",  # "fp32", "bf16" or what the machine has
+    max_tokens_per_batch: int | None = None,  # [tokens]
 ) -> dict[str, float]:  # predicted_s, predicted_cpu_s, predicted_flop, predicted_peak_bytes
     """Predict a fine-tuning as `flm estimate finetune|lora` prints it."""
     return predict_finetune(
         model=model, data=data, text=text, label=label, method=method, batch_size=batch_size,
         max_length=max_length, epochs=epochs, accelerator=accelerator, seed=seed,
-        valid_share=valid_share, r=r, precision=precision).summary()
+        valid_share=valid_share, r=r, precision=precision,
+        max_tokens_per_batch=max_tokens_per_batch).summary()

@@ -64,8 +64,11 @@ class BlockPart:
         batch_size: int,  # blocks of one step [B]
         seed: int,  # of the run [seed]
         epoch: int,  # each has its own order [count]
+        max_tokens: int | None = None,  # of one step, instead of `batch_size` blocks [tokens]
     ) -> Sequence[np.ndarray]:  # block numbers of each step [B]
         """Every block of a pass once, in random order; as many passes as the steps need."""
+        if max_tokens is not None:
+            batch_size = max(1, max_tokens // self.block)
         total = self.rows if self.steps is None else self.steps * batch_size
         steps = range(-(-total // batch_size))
         return _Plan(steps, total, batch_size, self.rows, (seed, epoch))

@@ -183,9 +183,11 @@ class TextPart:
         batch_size: int,  # rows of one step [rows]
         seed: int,  # of the run [seed]
         epoch: int,  # each has its own order [count]
+        max_tokens: int | None = None,  # padded, of one step, instead of `batch_size` [tokens]
     ) -> list[np.ndarray]:  # [rows]
         """Row numbers of every step of an epoch, similar lengths together."""
-        return plan_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch)
+        return plan_batches(self.lengths, batch_size=batch_size, seed=seed, epoch=epoch,
+                            max_tokens=max_tokens)
 
     def batch(
         self,

@@ -17,8 +17,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from tqdm.auto import tqdm
 
 from ..core import InputError, pick_device, pick_precision, set_seed
@@ -33,6 +31,17 @@ from flm_nb.train.guard import (
     padded_length,
     thread_count,
 )
+from .kernels import pick_kernels, training_kernels
+from flm_nb.train.many import (
+    STRIDE,
+    added,
+    gathered,
+    join,
+    rejoined,
+    sharded_copy,
+    shared_like,
+    wants_shards,
+)
 from .settings import FitConfig, learning_rate, make_optimizer
 
 # %% ../../nbs/4_train/41_loop.ipynb #history
@@ -44,10 +53,10 @@ class History:
     steps: list[dict[str, float]] = field(default_factory=list)  # step, loss, … [nats]
     evaluations: list[dict[str, float]] = field(default_factory=list)  # one per epoch [nats]
     wall_s: float = 0.0  # of the steps done here, checkpoints included [s]
-    cpu_s: float = 0.0  # user and system time of the same, all cores [s]
+    cpu_s: float = 0.0  # user and system time of the same, all cores and processes [s]
     rows: int = 0  # seen here, by all processes [rows]
-    tokens: int = 0  # seen here by this process, without padding [tokens]
-    numerics: dict[str, object] = field(default_factory=dict)  # precision and threads
+    tokens: int = 0  # seen here, by all processes, without padding [tokens]
+    numerics: dict[str, object] = field(default_factory=dict)  # precision, threads, kernels
 
     @property
     def losses(self) -> list[float]:  # [nats]
@@ -65,7 +74,7 @@ class Bundle(Protocol):
         seed: int,  # of the run [seed]
         epoch: int,  # each has its own order [count]
     ) -> Sequence[np.ndarray]:
-        """Row numbers of every step of an epoch."""
+        """Row numbers of every step of an epoch; asked with `max_tokens` where that is set."""
 
     def batch(
         self,
@@ -81,6 +90,7 @@ def fit(
     *,
     loss: Callable[[object, Mapping], torch.Tensor],  # (outputs, batch) -> mean over rows
     extra_loss: Callable[[torch.nn.Module, Mapping], torch.Tensor] | None = None,  # added to it
+    weigh: Callable[[Mapping], float] | None = None,  # its mean is over; rows if None [count]
     evaluate: Callable[[torch.nn.Module], float] | None = None,  # per epoch [low is good]
     callbacks: Sequence[Callable[[dict, torch.nn.Module], None]] = (),  # after each step
     out: str | Path | None = None,  # where checkpoints go; None keeps none
@@ -92,10 +102,11 @@ def fit(
     Seeds the generators of Python, numpy and torch at every step.
     Raises: NonFiniteLoss, OutOfMemory, InputError; KeyboardInterrupt after a polite stop.
     """
-    run = _Run(model, bundle, config, loss, extra_loss, out, resume)
-    bar = tqdm(total=run.history.total_steps, initial=run.step, disable=not progress,
-               unit="step", desc="fit")
-    with stop_requests() as stop, thread_count(run.numerics["threads"]), run.kept(stop), bar:
+    run = _Run(model, bundle, config, (loss, extra_loss, weigh), out, resume)
+    bar = tqdm(total=run.history.total_steps, initial=run.step, unit="step", desc="fit",
+               disable=not (progress and run.machine.is_main_process))
+    with (stop_requests() as stop, thread_count(run.numerics["threads"]), run.kept(stop), bar,
+          training_kernels(run.inner, run.numerics["kernels"])):
         for epoch, plan in enumerate(run.plans):
             first = sum(map(len, run.plans[:epoch]))
             for rows in plan[max(0, run.step - first):]:
@@ -105,9 +116,9 @@ def fit(
                 for callback in callbacks:
                     callback(record, run.model)
                 if run.step < first + len(plan):
-                    run.save_if_due(stopping=bool(stop))
+                    run.save_if_due(stopping=added(bool(stop)) > 0)
             if run.step == first + len(plan) and not run.seen(epoch):
-                run.close_epoch(epoch, evaluate, stopping=bool(stop))
+                run.close_epoch(epoch, evaluate, stopping=added(bool(stop)) > 0)
             if run.stops_early():
                 break
     return run.finish()
@@ -118,9 +129,12 @@ SAVE_S = 600  # without `save_every`: a checkpoint each epoch, and after this ti
 class _Run:
     """The moving parts of one `fit`: model, optimizer, place in the plan, history."""
 
-    def __init__(self, model, bundle, config, loss, extra_loss, out, resume):
-        self.bundle, self.config, self.loss, self.extra_loss = bundle, config, loss, extra_loss
-        self.plans = [bundle.plan(batch_size=config.batch_size, seed=config.seed, epoch=epoch)
+    def __init__(self, model, bundle, config, losses, out, resume):
+        self.bundle, self.config = bundle, config
+        self.loss, self.extra_loss, self.weigh = losses
+        size = {"batch_size": config.batch_size} | (
+            {"max_tokens": config.max_tokens} if config.max_tokens else {})
+        self.plans = [bundle.plan(**size, seed=config.seed, epoch=epoch)
                       for epoch in range(config.epochs)]
         self.data = data_print(bundle, self.plans[0], seed=config.seed)
         self.history, self.step = History(sum(map(len, self.plans))), 0
@@ -130,46 +144,48 @@ class _Run:
         self.names = {n: w for n, w in model.named_parameters() if w.requires_grad}
         saved = load_checkpoint(self.out, fits=self._check) if resume and self.out else None
         self.numerics = self.history.numerics = self._numerics(saved)
-        precision = self.numerics["precision"]
-        AcceleratorState._reset_state()  # or a second run could not choose another precision
-        self.machine = Accelerator(mixed_precision="no" if precision == "fp32" else precision,
-                                   cpu=pick_device().type == "cpu")
-        model.to(self.machine.device).train()
+        self.machine, self.cut = join(self.numerics["precision"]), wants_shards()
+        model = (sharded_copy(model) if self.cut else model.to(self.machine.device)).train()
+        self.names = {n: w for n, w in model.named_parameters() if w.requires_grad}
         lasting = set(model.state_dict())
         self.buffers = {n: b for n, b in model.named_buffers() if n in lasting}
         optimizer = make_optimizer(model, config)
         optimizer.zero_grad()  # of a run that broke off in the middle of a step
         if saved:
             self._restore(optimizer, *saved)
-        self.model, self.optimizer = self.machine.prepare(model, optimizer)
+        if config.recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.inner, self.optimizer = model, self.machine.prepare_optimizer(optimizer)
+        self.model = self.machine.prepare_model(model, evaluation_mode=self.cut)
+        if config.compile:
+            self.model = torch.compile(self.model, dynamic=True)
 
     def _numerics(self, saved):
-        """Precision and threads: those the run began with, or what this machine has."""
+        """Precision, threads and kernels: as the run began, or what this machine has."""
         here = {"precision": pick_precision(self.config.precision),
-                "threads": torch.get_num_threads()}
-        began = saved[2]["numerics"] if saved else here
+                "threads": torch.get_num_threads(), "kernels": pick_kernels(pick_device())}
+        began = dict(saved[2]["numerics"]) if saved else here
+        began.setdefault("kernels", "torch")  # of a checkpoint from before there was a choice
         if began != here:
-            print(f"fit goes on in {began['precision']} with {began['threads']} threads, as it "
-                  "began", file=sys.stderr)
+            print(f"fit goes on in {began['precision']} with {began['threads']} threads and "
+                  f"{began['kernels']} kernels, as it began", file=sys.stderr)
         return began
 
     def take(self, rows):
         """One optimizer step on some rows: forward, backward, clip, update."""
         wall, cpu = time.perf_counter(), time.process_time()
         config, machine = self.config, self.machine
-        set_seed(config.seed * 1_000_003 + self.step)
+        set_seed(config.seed * 1_000_003 + self.step + STRIDE * machine.process_index)
         self.whole = not self.buffers  # a forward pass changes the statistics of a batch norm
         lr = learning_rate(self.step, self.history.total_steps, config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
         total = 0.0
-        for part in np.array_split(rows, min(config.accumulation, len(rows))):
-            mine = part[machine.process_index :: machine.num_processes]
-            share = len(mine) * machine.num_processes / len(rows)
-            total = total + self._backward(mine if len(mine) else part[:1], share)
-        total = machine.reduce(total, "mean").item()
-        norm = machine.clip_grad_norm_(self.names.values(), config.clip_norm).item()
+        for batch, share in self._shares(rows):
+            total = total + self._backward(batch, share)
+        norm = rejoined(machine.clip_grad_norm_(self.names.values(), config.clip_norm))
+        total, norm = torch.stack([machine.reduce(total, "mean"), norm]).tolist()  # one wait
         check_finite(total, norm, step=self.step + 1, lr=lr, rows=rows)
         self.whole = False
         with memory_guard(len(rows), self.length):
@@ -184,19 +200,34 @@ class _Run:
         self.history.cpu_s += time.process_time() - cpu
         return record
 
-    def _backward(self, rows, share):
+    def _shares(self, rows):
+        """The batches of a step in this process, each with its share of the step's mean."""
+        machine, batches, weights = self.machine, [], []
+        for part in np.array_split(rows, min(self.config.accumulation, len(rows))):
+            mine = part[machine.process_index :: machine.num_processes]
+            batch = self.bundle.batch(mine if len(mine) else part[:1])
+            check_batch(self.raw, batch)
+            heft = self.weigh(batch) if self.weigh and len(mine) else len(mine)
+            batches.append(batch)
+            weights.append(heft)
+        whole = len(rows)
+        if self.weigh:
+            whole = machine.reduce(torch.tensor(
+                float(sum(weights)), device=machine.device), "sum").item()
+        return [(batch, one * machine.num_processes / whole)
+                for batch, one in zip(batches, weights, strict=True)]
+
+    def _backward(self, batch, share):
         """Gradient of some rows, weighted by their share of the step."""
-        batch = self.bundle.batch(rows)
-        check_batch(self.raw, batch)
-        self.length = padded_length(batch)
-        with memory_guard(len(rows), self.length):
+        first, mask = next(iter(batch.values())), batch.get("attention_mask")
+        rows, self.length = len(first), padded_length(batch)
+        seen = first.numel() if mask is None else mask.sum().item()
+        with memory_guard(rows, self.length):
             batch = {name: one.to(self.machine.device) for name, one in batch.items()}
             value = self.loss(self.model(**batch), batch)
             if self.extra_loss:
                 value = value + self.extra_loss(self.model, batch)
             self.machine.backward(value * share)
-        mask = batch.get("attention_mask")
-        seen = mask.sum().item() if mask is not None else next(iter(batch.values())).numel()
         self.history.tokens += seen * (share > 0)
         return (value * share).detach()
 
@@ -208,9 +239,9 @@ class _Run:
         """Evaluate, remember the best weights, write the checkpoint of the epoch's end."""
         value = None
         if evaluate:
-            self.raw.eval()
+            self.inner.eval()
             set_seed(self.config.seed * 1_000_003 + self.step)
-            value = float(evaluate(self.raw))
+            value = added(float(evaluate(self.inner))) / self.machine.num_processes
             if self.config.patience and value < self.best["value"]:
                 weights = {name: one.detach().clone() for name, one in self._state().items()}
                 self.best = {"value": value, "epoch": epoch, "weights": weights}
@@ -229,7 +260,7 @@ class _Run:
         try:
             yield
         except KeyboardInterrupt:
-            if self.whole and not stop:  # a second signal leaves at once
+            if self.whole and not stop and not self.cut:  # a second signal leaves at once
                 self.save_if_due(stopping=True)
             raise
 
@@ -238,9 +269,12 @@ class _Run:
         every, alone = self.config.save_every, self.machine.num_processes == 1
         late = alone and time.monotonic() - self.saved_at > SAVE_S  # clocks may disagree
         due = stopping or (self.step % every == 0 if every else epoch_ends or late)
-        if due and self.out and self.machine.is_main_process and self.saved < self.step:
+        if due and self.out and self.saved < self.step:
             wall, cpu = time.perf_counter(), time.process_time()
-            save_checkpoint(self.out, self.step, self._tensors(), self._facts())
+            tensors = gathered(self._tensors())
+            if self.machine.is_main_process:
+                save_checkpoint(self.out, self.step, tensors, self._facts())
+            added(0)  # the others wait: who leaves early ends the one that writes
             self.saved, self.saved_at = self.step, time.monotonic()
             self.history.wall_s += time.perf_counter() - wall
             self.history.cpu_s += time.process_time() - cpu
@@ -271,8 +305,8 @@ class _Run:
     def _check(self, tensors, facts):
         """Refuse a checkpoint of other settings, of another model or of other data."""
         for name, now in asdict(self.config).items():
-            if name != "save_every" and facts["config"].get(name) != now:
-                before = facts["config"].get(name)
+            before = facts["config"].get(name, getattr(FitConfig, name))
+            if name != "save_every" and before != now:
                 raise InputError(name, now, f"differs from {before!r} of the saved run; resume "
                                  "with the same settings or choose another folder")
         ours = {f"model.{name}": weight.shape for name, weight in self.raw.state_dict().items()}
@@ -290,9 +324,10 @@ class _Run:
             for name, buffer in self.buffers.items():
                 buffer.copy_(tensors[f"model.{name}"])
             for name, weight in self.names.items():
-                weight.copy_(tensors[f"model.{name}"])
-                state = {part: tensors[key] for part in ("step", "exp_avg", "exp_avg_sq",
-                         "momentum_buffer") if (key := f"optimizer.{part}.{name}") in tensors}
+                weight.copy_(shared_like(tensors[f"model.{name}"], weight))
+                state = {part: shared_like(tensors[key], weight) for part in
+                         ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+                         if (key := f"optimizer.{part}.{name}") in tensors}
                 if state:
                     optimizer.state[weight] = state
         best = {key.removeprefix("best."): tensor for key, tensor in tensors.items()
@@ -304,8 +339,11 @@ class _Run:
     def finish(self):
         """Put the best weights back, take the wrapping off, leave the model ready to use."""
         self.machine.unwrap_model(self.model, keep_fp32_wrapper=False)
+        kept = self.raw.state_dict(keep_vars=True)
         with torch.no_grad():
-            for name, one in self.best["weights"].items():
-                self._state()[name].copy_(one)
+            for name, one in (self._state() if self.cut else {} | self.best["weights"]).items():
+                kept[name].copy_(rejoined(one))
         self.raw.eval()
+        history = self.history
+        history.tokens, history.cpu_s = int(added(history.tokens)), added(history.cpu_s)
         return self.history

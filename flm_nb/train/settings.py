@@ -34,13 +34,16 @@ class FitConfig:
     patience: int | None = None  # epochs without gain before it stops; None never stops [count]
     save_every: int | None = None  # steps between checkpoints; None: see `SAVE_S` [steps]
     seed: int = 0  # of order and dropout [seed]
+    max_tokens: int | None = None  # padded, of one step, instead of `batch_size` rows [tokens]
+    recompute: bool = False  # forget activations and compute them again, to save memory
+    compile: bool = False  # let torch.compile write the kernels; minutes before the first step
 
     def __post_init__(self):
         whole = {"epochs": 1, "batch_size": 1, "accumulation": 1, "seed": 0,
-                 "patience": 1, "save_every": 1}
+                 "patience": 1, "save_every": 1, "max_tokens": 1}
         for name, least in whole.items():
             value = getattr(self, name)
-            optional = name in ("patience", "save_every") and value is None
+            optional = getattr(type(self), name) is None and value is None
             if not optional and not (type(value) is int and value >= least):
                 raise InputError(name, value, f"is not a whole number from {least}")
         for name, (low, high) in {"lr": (1e-12, 10), "weight_decay": (0, 1),
