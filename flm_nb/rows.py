@@ -137,8 +137,7 @@ def row_store(
         try:
             hidden.mkdir(parents=True)
             _write(hidden, stream_rows(path, text, label), tokenizer)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(hidden, folder)
+            _put(hidden, folder)
         except OSError as problem:
             raise InputError("FLM_NB_CACHE", str(cache_folder()), "cannot hold the tokens: "
                              f"{problem.strerror}; free space or name another folder") from None
@@ -163,6 +162,16 @@ def folder_tokenizer(
     if not file.exists():
         raise InputError("model", str(folder), "has no tokenizer.json; save its fast tokenizer")
     return Tokenizer.from_file(str(file))
+
+
+def _put(hidden, folder):
+    """Give a whole folder its name; one that another process has put there is as good."""
+    try:
+        os.replace(hidden, folder)
+    except OSError:
+        if not (folder / "note.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(hidden, folder)
 
 
 def _file_print(path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from flm_nb import rows
 from flm_nb.adapt.finetune import tune
 from flm_nb.adapt.saved import load_tokenizer
 from flm_nb.core import InputError, set_seed
@@ -69,6 +70,25 @@ def test_streamed_rows_and_their_split_are_those_in_memory(suffix, rows, seed, s
     found = split_store(store, valid_share=share, seed=seed)
     for part in ("train", "valid", "test"):
         assert getattr(found, part).tolist() == getattr(expected, part).tolist()
+
+
+def test_two_starts_at_once_leave_one_store_for_both(toy, tmp_path, monkeypatch):
+    write_table(tmp_path / "table.csv", [("good film", "a"), ("bad film", "b")])
+    write, ids = rows._write, iter([1, 2])
+
+    def overtaken(folder, *rest):  # the other start ends while this one is at work
+        monkeypatch.setattr(rows, "_write", write)
+        write(folder, *rest)
+        others.append(row_store(tmp_path / "table.csv", "text", "label", tokenizer=toy,
+                                max_length=5))
+
+    others = []
+    monkeypatch.setattr(rows.os, "getpid", lambda: next(ids))
+    monkeypatch.setattr(rows, "_write", overtaken)
+    mine = row_store(tmp_path / "table.csv", "text", "label", tokenizer=toy, max_length=5)
+    assert mine.path == others[0].path and mine.fingerprint == others[0].fingerprint
+    assert [row.tolist() for row in mine.read([0, 1])] == [[5, 9], [6, 9]]
+    assert len(list(mine.path.parent.parent.glob(".*"))) == 0  # nothing half lies around
 
 
 @pytest.mark.parametrize(("content", "told"), [

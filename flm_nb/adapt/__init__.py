@@ -7,8 +7,9 @@ __getattr__, __dir__, __all__ = lazy_exports(__name__, {
     "saved": ["base_facts", "class_probabilities", "find_base", "load_classifier",
               "load_tokenizer", "load_tuned", "predict", "save_folder", "save_tuned",
               "serving_speed"],
-    "finetune": ["RunNote", "StoredIds", "StoredPart", "copy_tokenizer", "counted_flop",
-                 "in_new_process", "tune", "warm_up_processes"],
+    "finetune": ["RunNote", "StoredIds", "StoredPart", "TextJob", "copy_tokenizer",
+                 "counted_flop", "in_new_process", "tune", "warm_up_processes"],
     "pretrain": ["LanguageJob", "Source", "find_source", "llama_config", "looks_ahead",
                  "run_language", "tune_language", "usual_rate"],
+    "search": ["SearchResult", "read_space", "shared_seconds"],
 })

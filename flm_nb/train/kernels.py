@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'keep_mask', 'QuickDropout', 'kept_memory',
-           'pick_kernels', 'training_kernels']
+           'pick_kernels', 'compiled', 'training_kernels']
 
 # %% ../../nbs/4_train/45_kernels.ipynb #imports
 import ctypes
 import math
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +19,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from ..core import InputError
 
 # %% ../../nbs/4_train/45_kernels.ipynb #dropout
 def keep_mask(
@@ -136,6 +140,21 @@ def pick_kernels(
 ) -> str:  # "quick" or "torch"
     """Decide the kernels from the device: ours on a CPU, torch's elsewhere."""
     return "quick" if device.type == "cpu" else "torch"
+
+
+def compiled(
+    model: torch.nn.Module,  # whose forward pass gets kernels of its own
+    device: torch.device,  # where it runs
+) -> torch.nn.Module:  # the same weights
+    """Wrap a model for torch.compile, for batches of any length.
+
+    Raises: InputError where torch would need a C++ compiler and there is none.
+    """
+    if device.type == "cpu" and not os.environ.get("CXX") and not any(
+            map(shutil.which, ("c++", "g++", "clang++"))):
+        raise InputError("compile", True, "needs a C++ compiler on a CPU; install one (on "
+                         "Debian: g++), or leave it out")
+    return torch.compile(model, dynamic=True)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from flm_nb.train.guard import (
     padded_length,
     thread_count,
 )
-from .kernels import pick_kernels, training_kernels
+from .kernels import compiled, pick_kernels, training_kernels
 from flm_nb.train.many import (
     STRIDE,
     added,
@@ -154,11 +154,11 @@ class _Run:
         if saved:
             self._restore(optimizer, *saved)
         if config.recompute:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.inner, self.optimizer = model, self.machine.prepare_optimizer(optimizer)
         self.model = self.machine.prepare_model(model, evaluation_mode=self.cut)
         if config.compile:
-            self.model = torch.compile(self.model, dynamic=True)
+            self.model = compiled(self.model, self.machine.device)
 
     def _numerics(self, saved):
         """Precision, threads and kernels: as the run began, or what this machine has."""
@@ -340,10 +340,11 @@ class _Run:
         """Put the best weights back, take the wrapping off, leave the model ready to use."""
         self.machine.unwrap_model(self.model, keep_fp32_wrapper=False)
         kept = self.raw.state_dict(keep_vars=True)
+        learned = (self._state() if self.cut else {}) | self.best["weights"]
         with torch.no_grad():
-            for name, one in (self._state() if self.cut else {} | self.best["weights"]).items():
+            for name, one in learned.items():
                 kept[name].copy_(rejoined(one))
         self.raw.eval()
         history = self.history
         history.tokens, history.cpu_s = int(added(history.tokens)), added(history.cpu_s)
-        return self.history
+        return history
