@@ -103,14 +103,15 @@ def test_a_new_head_depends_on_its_seed_and_leaves_the_generator_alone(tmp_path)
     assert heads[0].config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
-def test_dropout_between_layers_is_set_everywhere_or_nowhere(tmp_path):
+def test_dropout_is_set_everywhere_or_nowhere(tmp_path):
     small_bert().save_pretrained(tmp_path)
     for wanted, expected in ((None, 0.1), (0.3, 0.3), (0.0, 0.0)):
         model = load_classifier(tmp_path, ["a", "b"], dropout=wanted)
         dropouts = {name: m.p for name, m in model.named_modules()
                     if isinstance(m, torch.nn.Dropout)}
-        assert model.config.attention_probs_dropout_prob == 0.0
-        assert {p for name, p in dropouts.items() if "attention.self" in name} <= {0.0}
+        within = wanted or 0.0  # in attention only when it is asked for
+        assert model.config.attention_probs_dropout_prob == within
+        assert {p for name, p in dropouts.items() if "attention.self" in name} <= {within}
         assert {p for name, p in dropouts.items() if "attention.self" not in name} == {expected}
         assert model.config.hidden_dropout_prob == expected
     model.train()
